@@ -1,0 +1,63 @@
+"""Two things that the pages need from Sphinx: a figure of a run, and a policy that keeps pages to this site.
+
+``{run-figure} notebook tag`` shows the figure that the cell tagged so drew in the published run; where this machine has
+a run of its own, that run's figure stands in a second tab. Alt texts come from the notebook.
+"""
+
+import json
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+POLICY = "default-src 'self' file: data: blob: 'unsafe-inline' 'unsafe-eval'"
+LABELS = {"published": "Published run", "own": "Your run"}
+
+
+class RunFigure(SphinxDirective):
+    """A figure with caption, one tab a run."""
+
+    required_arguments = 2
+    has_content = True
+    option_spec = {"name": directives.unchanged}
+
+    def run(self):
+        notebook, tag = self.arguments
+        runs = Path(self.env.srcdir) / "runs"
+        found = [which for which in LABELS if (runs / which / notebook / f"{tag}.png").exists()]
+        if not found:
+            raise self.error(f"no run of {notebook} has a figure {tag}")
+        blocks = [self._figure(runs, which, notebook, tag, first=which == found[0]) for which in found]
+        if len(found) == 1:
+            lines = blocks[0][1]
+        else:
+            lines = [":::::{tab-set}"]
+            for label, block in blocks:
+                lines += [f"::::{{tab-item}} {label}", *block, "::::"]
+            lines += [":::::"]
+        node = nodes.Element()
+        self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, node)
+        return node.children
+
+    def _figure(self, runs, which, notebook, tag, first):
+        about = json.loads((runs / which / notebook / "figures.json").read_text(encoding="utf-8"))
+        name = [f":name: {self.options['name']}"] if first and "name" in self.options else []
+        lines = [f":::{{figure}} /runs/{which}/{notebook}/{tag}.png", *name, f":alt: {about['alt'][tag]}", ""]
+        return f"{LABELS[which]} ({about['profile']})", [*lines, *self.content, ":::"]
+
+
+def add_policy(app, pagename, templatename, context, doctree):
+    """Put a Content-Security-Policy into the head of every page."""
+    context["metatags"] = context.get("metatags", "") + (
+        f'\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    )
+
+
+def setup(app):
+    """Register both with Sphinx."""
+    app.add_directive("run-figure", RunFigure)
+    app.connect("html-page-context", add_policy)
+    app.add_css_file("book.css")
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

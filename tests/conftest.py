@@ -1,0 +1,59 @@
+"""What all tests share: shapes in signatures are checked, threads are fixed, real data is optional."""
+
+# ruff: noqa: E402
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait actively cost seconds
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+assert "xai_lib" not in sys.modules, "the hook must be there before xai_lib is imported"
+HOOK = install_import_hook("xai_lib", "beartype.beartype")
+
+torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "mnist: needs the real MNIST files under $XAI_DATA")
+
+
+def pytest_runtest_setup(item):
+    from xai_lib import data
+
+    if item.get_closest_marker("mnist") and not data.is_available("mnist"):
+        pytest.skip(f"no MNIST under {data.root()} (make data SETS=mnist, or set XAI_DATA)")
+
+
+def unchecked(name: str) -> ModuleType:
+    """Return a module of xai_lib loaded without shape checks, to reach the errors that it raises itself."""
+    spec = importlib.util.spec_from_file_location(f"unchecked_{name}", ROOT / "xai_lib" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def plain():
+    """`unchecked`, as a fixture: ``plain("metrics").accuracy``."""
+    yield unchecked
+    for name in [name for name in sys.modules if name.startswith("unchecked_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch):
+    """Point $XAI_DATA at an empty folder of this test's own, and return it."""
+    folder = tmp_path / "xai_data"
+    folder.mkdir()
+    monkeypatch.setenv("XAI_DATA", str(folder))
+    return folder

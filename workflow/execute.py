@@ -1,0 +1,106 @@
+"""Run one notebook of a profile: ``python -m workflow.execute NOTEBOOK PROFILE PARAMETERS MINUTES``.
+
+The executed notebook appears under ``build/<profile>/runs`` only when every cell has passed; a failing one is kept
+beside its log under ``build/<profile>/logs``.
+"""
+
+import json
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from xai_lib import records
+
+TICK_SECONDS = 15
+
+
+class _Progress(NBClientEngine):
+    """papermill's own engine, which also notes the cell that it is at."""
+
+    at = 0
+    of = 0
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        start = nb_man.cell_start
+        cls.of = len(nb_man.nb.cells)
+
+        def noting(cell, cell_index=None, **more):
+            cls.at = (cell_index or 0) + 1
+            return start(cell, cell_index, **more)
+
+        nb_man.cell_start = noting
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: "40 s", "3 min 05 s", "1 h 20 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
+    """Run a notebook with papermill and say how far it is; return the exit status.
+
+    Parameters
+    ----------
+    name, profile : str
+    parameters : dict
+        Checked by `profiles.read`.
+    minutes : float
+        Expected time, shown beside the time so far.
+    """
+    folder = records.folder(profile)
+    target, logs = folder / "runs" / f"{name}.ipynb", folder / "logs"
+    working, log = logs / f"{name}.ipynb", logs / f"{name}.log"
+    for one in (target.parent, logs):
+        one.mkdir(parents=True, exist_ok=True)
+    started, done = time.monotonic(), threading.Event()
+
+    def say(what: str) -> None:
+        print(f"[{name}] {what}", flush=True)
+
+    def tick() -> None:
+        while not done.wait(TICK_SECONDS):
+            so_far = duration(time.monotonic() - started)
+            say(f"cell {_Progress.at} of {_Progress.of}, {so_far} of about {duration(60 * minutes)}")
+
+    say(f"starts, about {duration(60 * minutes)}")
+    threading.Thread(target=tick, daemon=True).start()
+    papermill_engines.register("progress", _Progress)
+    try:
+        papermill.execute_notebook(
+            Path("notebooks") / f"{name}.ipynb",
+            working,
+            {**parameters, "profile": profile},
+            engine_name="progress",
+            progress_bar=False,
+            cwd="notebooks",
+        )
+    except PapermillExecutionError as error:
+        log.write_text(str(error), encoding="utf-8")
+        value = next((line for line in str(error.evalue).splitlines() if line.strip()), "")
+        say(f"FAILED in cell {error.cell_index + 1}: {error.ename}: {value}\n    log: {log}\n    notebook: {working}")
+        return 1
+    finally:
+        done.set()
+    log.unlink(missing_ok=True)
+    working.replace(target)
+    say(f"done in {duration(time.monotonic() - started)}")
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="Passing a schema to Validator.iter_errors")
+    name, profile, parameters, minutes = sys.argv[1:]
+    sys.exit(execute(name, profile, json.loads(parameters), float(minutes)))

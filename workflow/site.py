@@ -1,0 +1,265 @@
+"""Build the book: ``python -m workflow.site PROFILE``, or ``published`` for the published runs alone.
+
+The pages of ``book/`` are copied, what the runs found is laid beside them (figures, executed notebooks, records,
+tables, numbers for the prose), and jupyter-book renders all of it. Nothing is computed here.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from workflow.execute import duration
+from xai_lib import figures, ledger, provenance, records
+from xai_lib.verdicts import by_part, summarize
+
+BOOK, RESULTS = Path("book"), Path("results")
+PAPERS = {
+    "xcnn": ("XCNN", "{cite:t}`tavanaei2020`"),
+    "srae": ("Explanation module", "{cite:t}`qi2017`"),
+    "cvae": ("Concept VAE", "{cite:t}`vengalil2021`"),
+}
+BADGES = {
+    "reproduced": "success",
+    "partly": "warning",
+    "not reproduced": "danger",
+    "inconclusive": "secondary",
+    "shown": "info",
+    "not tested": "light",
+}
+
+
+def state() -> str:
+    """Return a hash of all that the book is made of, the runs of this machine left out."""
+    files = [path for top in (BOOK, RESULTS) for path in sorted(top.rglob("*")) if path.is_file()]
+    files += [Path("claims.yml"), Path(__file__), *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION)]
+    parts = [f"{path} {provenance.file_sha256(path)}" for path in files if "__pycache__" not in path.parts]
+    return provenance.digest("\n".join([*sorted(parts), version("jupyter-book"), os.environ.get("REPOSITORY_URL", "")]))
+
+
+def assemble(profile: str, target: Path) -> None:
+    """Lay the source of the book out in `target`: pages, figures, executed notebooks, records, tables, numbers."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(BOOK, target, ignore=shutil.ignore_patterns("__pycache__"))
+    published = _published()
+    own = {} if profile == "published" else _executed(records.folder(profile) / "runs")
+    for which, runs in (("published", published), ("own", own)):
+        for name, path in runs.items():
+            _lay_out(path, target / "runs" / which / name)
+    rows = ledger.table()
+    own_rows = [] if profile == "published" else ledger.table(ledger.own_runs(profile))
+    _write_results(target, rows, published)
+    config = yaml.safe_load((target / "_config.yml").read_text(encoding="utf-8"))
+    config["parse"]["myst_substitutions"] = substitutions(rows, own_rows, published)
+    if url := os.environ.get("REPOSITORY_URL"):
+        config["repository"] = {"url": url, "path_to_book": "book", "branch": "main"}
+        config["html"] |= {"use_repository_button": True, "use_issues_button": True}
+        config["launch_buttons"] = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
+    (target / "_config.yml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    contents = yaml.safe_load((target / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [
+        {"file": f"runs/{which}/{name}/{name}", "title": f"{name}, {label}"}
+        for which, runs, label in (("published", published, "published run"), ("own", own, f"your {profile} run"))
+        for name in runs
+    ]
+    contents["parts"].append({"caption": "Executed notebooks", "chapters": pages or [{"file": "no-runs"}]})
+    if not pages:
+        (target / "no-runs.md").write_text("# No runs\n\nNo notebook has been run yet.\n", encoding="utf-8")
+    (target / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), encoding="utf-8")
+
+
+def _executed(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.ipynb")) if path.with_suffix(".json").exists()}
+
+
+def _published() -> dict[str, Path]:
+    """Return the published run of each notebook, of the highest profile."""
+    found: dict[str, Path] = {}
+    for folder, _ in ledger.published_runs():
+        found |= _executed(folder)
+    return found
+
+
+def _lay_out(notebook: Path, folder: Path) -> None:
+    """Copy an executed notebook and its record, and take its tagged figures out into files of their own."""
+    folder.mkdir(parents=True)
+    record = records.read_record(notebook.with_suffix(".json"))
+    shutil.copy(notebook, folder)
+    shutil.copy(notebook.with_suffix(".json"), folder)
+    alts = {}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for tag in cell["metadata"].get("tags", []):
+            for output in cell.get("outputs", []) if tag.startswith("figure-") else []:
+                if image := output.get("data", {}).get("image/png"):
+                    (folder / f"{tag}.png").write_bytes(base64.b64decode("".join(image)))
+                    alts[tag] = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+    (folder / "figures.json").write_text(json.dumps({"profile": record["profile"], "alt": alts}), encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers and tables
+
+
+def badge(verdict: str) -> str:
+    """Return a verdict as a coloured badge in MyST."""
+    return f"{{bdg-{BADGES[verdict]}}}`{verdict}`"
+
+
+def number(value: float | None, unit: str) -> str:
+    """Return a number of the paper with its unit, a dash where the paper prints none."""
+    return "–" if value is None else f"{value:g} {unit}".strip().replace("-", "−")
+
+
+def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], published: Mapping[str, Path]) -> dict:
+    """Return what pages may name: claims and runs that have a published record, and tables; nothing else."""
+    claims = {
+        row.id.replace("-", "_"): {
+            "ours": row.ours_text,
+            "paper": number(row.paper_value, row.unit),
+            "verdict": badge(row.verdict),
+            "seeds": str(row.seeds),
+            "rule": row.rule,
+        }
+        for row in rows
+        if row.profile
+    }
+    runs = {name: _run_numbers(records.read_record(path.with_suffix(".json"))) for name, path in published.items()}
+    notebooks = sorted({row.notebook for row in [*rows, *own] if row.profile})
+    tables = {name: _side_by_side([row for row in rows if row.notebook == name], own) for name in notebooks}
+    tables["all"] = _side_by_side([row for row in rows if row.profile], own)
+    counts = {paper: _count([row for row in rows if row.paper == paper]) for paper in PAPERS}
+    return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, "made": _made(published)}
+
+
+def _run_numbers(record: Mapping) -> dict:
+    """Return {measure: "mean ± sd"} of a record, and its circumstances in words."""
+    results, about = record["results"], record["circumstances"]
+    numbers = {
+        name: summarize(part).text()
+        for name, values in results["measures"].items()
+        for part in by_part(values).values()
+    }
+    numbers |= {
+        f"{name}_by_seed": ", ".join(f"{x:g}" for x in one.values()) for name, one in results["measures"].items()
+    }
+    return numbers | {
+        "profile": record["profile"],
+        "device": about["device"],
+        "time": duration(about["seconds"]),
+        "memory": f"{about['peak_memory_mb'] / 1000:.1f} GB",
+        "versions": ", ".join(f"{name} {one}" for name, one in about["versions"].items()),
+        "seeds": str(len(results["parameters"].get("seeds", []))),
+        "parameters": {name: str(value) for name, value in results["parameters"].items()},
+    }
+
+
+def _side_by_side(rows: Sequence[ledger.Row], own: Sequence[ledger.Row]) -> str:
+    """Return a table of claims: paper, published run, verdict, and this machine's own run where there is one."""
+    mine = {row.id: row for row in own if row.profile}
+    header = ["claim", "paper", "ours", "seeds", "verdict"] + (["your run"] if mine else [])
+    lines = []
+    for row in rows:
+        verdict = badge(row.verdict) + (f" {row.reason}" if row.reason else "")
+        line = [claim_link(row), number(row.paper_value, row.unit), row.ours_text, row.seeds or "", verdict]
+        lines.append(line + ([_own_cell(mine.get(row.id))] if mine else []))
+    return figures.Table(header, lines)._repr_markdown_()
+
+
+def _own_cell(row: ledger.Row | None) -> str:
+    return "" if row is None else f"{row.ours_text} ({row.data})"
+
+
+def claim_link(row: ledger.Row) -> str:
+    """Return a link to a claim's entry in the results."""
+    return f"[{row.title}](#{row.id})"
+
+
+def _count(rows: Sequence[ledger.Row]) -> dict[str, str]:
+    return {"all": str(len(rows))} | {
+        verdict.replace(" ", "_"): str(sum(row.verdict == verdict for row in rows)) for verdict in BADGES
+    }
+
+
+def _made(published: Mapping[str, Path]) -> str:
+    """Return a table of the published runs: profile, time, memory, device, versions."""
+    lines = []
+    for name, path in published.items():
+        one = _run_numbers(records.read_record(path.with_suffix(".json")))
+        link = f"[{name}](/runs/published/{name}/{name}.ipynb)"
+        lines.append([link, one["profile"], one["time"], one["memory"], one["device"], one["versions"]])
+    header = ["notebook", "profile", "time", "memory", "device", "versions"]
+    return figures.Table(header, lines)._repr_markdown_() if lines else "No run has been published yet."
+
+
+def _write_results(target: Path, rows: Sequence[ledger.Row], published: Mapping[str, Path]) -> None:
+    """Write a page for each paper with every claim: verdict, numbers, rule, links to the run and its record."""
+    claims = ledger.read_claims()
+    for paper, (name, cite) in PAPERS.items():
+        mine = [row for row in rows if row.paper == paper]
+        decided = [row for row in mine if row.profile]
+        lines = [f"# {name}: all claims", "", f"{len(mine)} claims of {cite}; {len(decided)} have a published run.", ""]
+        lines += [block for row in mine for block in _claim_block(row, claims[row.id], published)]
+        (target / "results" / f"{paper}.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _claim_block(row: ledger.Row, claim: Mapping, published: Mapping[str, Path]) -> list[str]:
+    needs = " or ".join(claim["needs"]["data"]) or "no data"
+    facts = [
+        f"- Paper: {row.where}" + ("" if row.paper_value is None else f", {number(row.paper_value, row.unit)}"),
+        *([f"- Ours: {row.ours_text}, {row.seeds} seeds, {row.profile} run, {row.data}"] if row.profile else []),
+        f"- Verdict: {row.verdict}" + (f" ({row.reason})" if row.reason else ""),
+        f"- Rule ({claim['rule']['kind']}): {row.rule}",
+        f"- Needs: {needs}, profile {claim['needs']['profile']} or above",
+    ]
+    if row.profile and row.notebook in published:
+        base = f"/runs/published/{row.notebook}/{row.notebook}"
+        facts.append(f"- Run: [figures and code]({base}.ipynb), {{download}}`record <{base}.json>`")
+    if row.stale:
+        facts.append(f"- Stale: since this run, {', '.join(row.stale)} changed")
+    colour = BADGES[row.verdict]
+    return [
+        f"({row.id})=",
+        f":::{{dropdown}} {row.title} {badge(row.verdict)}",
+        f":color: {colour}",
+        " ".join(claim["claim"].split()),
+        "",
+        *facts,
+        ":::",
+        "",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build(profile: str) -> int:
+    """Assemble and render the book of a profile into ``build/<profile>/site``; return the exit status."""
+    base = records.folder(profile)
+    source, rendered, log = base / "book", base / "rendered", base / "logs" / "book.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print("[book] starts, about 30 s", flush=True)
+    assemble(profile, source)
+    shutil.rmtree(rendered, ignore_errors=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", rendered]
+    done = subprocess.run([*command, "-W", "-n", "--keep-going"], capture_output=True, text=True, check=False)
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        problems = [line for line in log.read_text().splitlines() if "WARNING" in line or "ERROR" in line]
+        print("\n".join(["[book] FAILED", *(problems[:20] or done.stderr.splitlines()[-20:]), f"    log: {log}"]))
+        return 1
+    shutil.rmtree(base / "site", ignore_errors=True)
+    (rendered / "_build" / "html").replace(base / "site")
+    shutil.rmtree(rendered)
+    print("[book] done", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(build(sys.argv[1]))

@@ -1,0 +1,200 @@
+"""Figures of the book: one style, functions that take tensors and return a matplotlib figure.
+
+Heatmaps are drawn in red and blue around white, the same scale for all maps of a figure.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from torch import Tensor, nn
+
+from xai_lib import training
+
+INK, ACCENT, SECOND, QUIET = "#22313f", "#c0392b", "#2471a3", "#8395a7"
+MAP_COLOURS = "RdBu_r"  # positive red, negative blue
+_ABBREVIATIONS = {
+    nn.Conv2d: lambda m: f"conv {m.kernel_size[0]}×{m.kernel_size[1]}",
+    nn.Linear: lambda m: "linear",
+    nn.AvgPool2d: lambda m: f"average pool {m.kernel_size}",
+    nn.MaxPool2d: lambda m: f"max pool {m.kernel_size}",
+    nn.BatchNorm2d: lambda m: "BatchNorm",
+    nn.ReLU: lambda m: "ReLU",
+    nn.Tanh: lambda m: "tanh",
+    nn.Flatten: lambda m: "flatten",
+}
+
+
+def use_style() -> None:
+    """Set the book's style for all figures that follow."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 110,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.edgecolor": QUIET,
+            "axes.labelcolor": INK,
+            "axes.titlesize": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "lines.linewidth": 1.8,
+            "axes.prop_cycle": plt.cycler(color=[ACCENT, SECOND, INK, QUIET]),
+        }
+    )
+
+
+def layer_shapes(model: nn.Module, image: Tensor) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Run one image through a model; return (path, description, output shape without batch) of each layer in turn.
+
+    Parameters
+    ----------
+    model : nn.Module
+    image : float tensor (1, C, H, W)
+    """
+    found: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def note(path):
+        def hook(module, _, output):
+            words = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
+            label = _ABBREVIATIONS.get(type(module), lambda m: words)(module)
+            found.append((path, label, tuple(output.shape[1:])))
+
+        return hook
+
+    leaves = [(path, part) for path, part in model.named_modules() if not list(part.children())]
+    hooks = [part.register_forward_hook(note(path)) for path, part in leaves]
+    try:
+        with torch.no_grad(), training.evaluating(model):
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def architecture(model: nn.Module, image: Tensor, groups: Mapping[str, str]) -> Figure:
+    """Draw a model from the model itself: a block for each shape that an image takes on its way.
+
+    Parameters
+    ----------
+    model : nn.Module
+    image : float tensor (1, C, H, W)
+    groups : mapping
+        {prefix of layer paths: name}, drawn as frames around the blocks, in this order.
+    """
+    blocks: list[tuple[str, list[str], tuple[int, ...]]] = [("", ["image"], tuple(image.shape[1:]))]
+    for path, label, shape in layer_shapes(model, image):
+        group = next((prefix for prefix in groups if path.startswith(prefix)), "")
+        if blocks[-1][0] == group and blocks[-1][2] == shape:
+            blocks[-1][1].append(label)
+        else:
+            blocks.append((group, [label], shape))
+    figure, axes = plt.subplots(figsize=(max(6.0, 0.98 * len(blocks)), 3.4))
+    tallest = max(shape[-1] for _, _, shape in blocks if len(shape) == 3)
+    for x, (_, labels, shape) in enumerate(blocks):
+        height = 2.4 * shape[-1] / tallest if len(shape) == 3 else 1.6
+        width = 0.12 + 0.06 * math.log2(shape[0]) if len(shape) == 3 else 0.12
+        axes.add_patch(Rectangle((x - width / 2, -height / 2), width, height, color=SECOND if x else QUIET))
+        axes.text(x, height / 2 + 0.12, "×".join(map(str, shape)), ha="center", va="bottom", fontsize=8)
+        axes.text(x, -1.55, "\n".join(labels), ha="center", va="top", fontsize=7.5)
+        if x:
+            axes.add_patch(
+                FancyArrowPatch((x - 0.72, 0), (x - 0.28, 0), arrowstyle="->", color=QUIET, mutation_scale=9)
+            )
+    for prefix, name in groups.items():
+        inside = [x for x, block in enumerate(blocks) if block[0] == prefix]
+        if inside:
+            axes.plot([inside[0] - 0.4, inside[-1] + 0.4], [2.05, 2.05], color=ACCENT)
+            axes.text((inside[0] + inside[-1]) / 2, 2.12, name, ha="center", va="bottom", color=ACCENT)
+    axes.set(xlim=(-0.7, len(blocks) - 0.3), ylim=(-2.9, 2.6))
+    axes.axis("off")
+    return figure
+
+
+def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = ()) -> Figure:
+    """Draw rows of small images under each other, a column for each sample.
+
+    Parameters
+    ----------
+    rows : sequence of (label, images, kind)
+        Images are tensors (N, 1 or 3, H, W); kind is ``image`` (grey, brighter is more), ``map`` (red and blue around
+        0, one scale for the row) or ``mask`` (grey, 0 to 1).
+    titles : sequence of str
+        One over each column.
+    """
+    count = len(rows[0][1])
+    figure, axes = plt.subplots(len(rows), count, figsize=(0.82 * count + 0.9, 0.9 * len(rows) + 0.3), squeeze=False)
+    for line, (label, images, kind) in zip(axes, rows, strict=True):
+        limit = images.abs().max().item() or 1.0
+        scale = {"cmap": MAP_COLOURS, "vmin": -limit, "vmax": limit} if kind == "map" else {"cmap": "gray_r", "vmin": 0}
+        for place, image in zip(line, images, strict=True):
+            place.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), interpolation="nearest", **scale)
+            place.set(xticks=[], yticks=[])
+            for spine in place.spines.values():
+                spine.set(visible=True, color="#dfe6e9")
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for place, title in zip(axes[0], titles, strict=False):
+        place.set_title(title, fontsize=8.5)
+    return figure
+
+
+def seed_dots(groups: Mapping[str, Mapping[str, float]], ylabel: str, zero: float | None = None) -> Figure:
+    """Draw a dot for each seed and a bar for the mean of each group.
+
+    Parameters
+    ----------
+    groups : mapping
+        {name: {seed: value}}.
+    ylabel : str
+        What the values are, with unit.
+    zero : float, optional
+        Height of a thin reference line.
+    """
+    figure, axes = plt.subplots(figsize=(max(4.0, 1.25 * len(groups)), 3.2))
+    for x, values in enumerate(groups.values()):
+        numbers = list(values.values())
+        spread = [x + 0.05 * (k - (len(numbers) - 1) / 2) for k in range(len(numbers))]
+        axes.plot(spread, numbers, "o", color=SECOND, markersize=5, alpha=0.85)
+        axes.plot([x - 0.25, x + 0.25], [sum(numbers) / len(numbers)] * 2, color=ACCENT)
+    if zero is not None:
+        axes.axhline(zero, color=QUIET, linewidth=0.8)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set(ylabel=ylabel, xlim=(-0.6, len(groups) - 0.4))
+    return figure
+
+
+class Table:
+    """A table that notebooks and pages show: a header and rows of text or numbers."""
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]]):
+        self.header, self.rows = header, rows
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def paper_and_ours(rows: Iterable) -> Table:
+    """Return a table of claims (`ledger.Row`): the paper's number, ours, the verdict and why there is none."""
+    header = ["claim", "paper", "ours", "verdict"]
+    return Table(
+        header,
+        [
+            [
+                row.title,
+                "" if row.paper_value is None else f"{row.paper_value:g} {row.unit}",
+                row.ours_text,
+                row.verdict + (f" ({row.reason})" if row.reason else ""),
+            ]
+            for row in rows
+        ],
+    )
