@@ -34,9 +34,10 @@ lab: .venv/installed  ## open JupyterLab
 results: .venv/installed  ## print paper and ours, published runs
 	@$(IN)python -m xai_lib.ledger
 
-publish: .venv/installed  ## copy the run of NOTEBOOK in PROFILE to results/
+publish: .venv/installed  ## copy the run of NOTEBOOK in PROFILE to results/, and its table to the README
 	@mkdir -p results/$(PROFILE)
 	@cp build/$(PROFILE)/runs/$(NOTEBOOK).json build/$(PROFILE)/runs/$(NOTEBOOK).ipynb results/$(PROFILE)/
+	@$(IN)python -m workflow.readme
 
 clean:  ## remove everything that was built, the environment kept
 	@rm -rf build .snakemake

@@ -344,7 +344,7 @@ def test_a_folder_is_split_one_in_five_of_each_class(folder):
     assert train.classes == test.classes == ("blue", "red")
     assert train.labels.bincount().tolist() == [4, 8]
     assert test.labels.bincount().tolist() == [1, 2]
-    assert (train.name, test.name) == ("set/train", "set/test")
+    assert (train.name, test.name) == ("folder:set/train", "folder:set/test")
     assert train.images.shape == (12, 3, 8, 8)
     assert set(fingerprints(train)).isdisjoint(fingerprints(test))
     assert len(set(fingerprints(train) + fingerprints(test))) == 15
@@ -363,7 +363,7 @@ def test_sizes_and_channels_of_a_folder(folder):
 
 def test_a_folder_beside_the_notebook_needs_no_slash(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert data.load("set", "test", size=4).name == "set/test"
+    assert data.load("set", "test", size=4).name == "folder:set/test"
 
 
 def test_a_folder_with_train_and_test_is_taken_as_it_is(tmp_path, own_data):
@@ -383,7 +383,7 @@ def test_train_and_test_with_other_classes_are_an_error(tmp_path, own_data):
     for split, names in (("train", ("green", "red")), ("test", ("blue", "green", "red"))):
         for name in names:
             picture(tmp_path / "set" / split / name / "0.png", COLOURS[name])
-    with pytest.raises(ValueError, match="blue"):
+    with pytest.raises(ValueError, match="class folders"):
         data.load(str(tmp_path / "set"), "test", size=4)
 
 

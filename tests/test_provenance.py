@@ -1,5 +1,6 @@
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import subprocess
@@ -393,11 +394,13 @@ def test_object_hash_takes_the_method_of_an_object():
     assert distinct(Shift(1.0).twice, Shift(2.0).twice, Shift(1.0))
 
 
-def test_object_hash_tells_large_tensors_in_a_partial_apart():
-    """`repr` shows the ends of a large tensor only."""
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy], ids=["torch", "numpy"])
+@pytest.mark.parametrize("holder", [lambda by: functools.partial(scaled, by=by), closed_over, Shift])
+def test_object_hash_tells_large_arrays_apart(kind, holder):
+    """`repr` shows the ends of a large array only."""
     one, two = torch.zeros(2000), torch.zeros(2000)
     two[1000] = 1
-    assert distinct(functools.partial(scaled, by=one), functools.partial(scaled, by=two))
+    assert distinct(holder(kind(one)), holder(kind(two)))
 
 
 def test_object_hash_of_the_packages_code_is_that_of_its_module_and_imports(monkeypatch):
@@ -432,15 +435,109 @@ def test_object_hash_sees_the_version_of_torch(monkeypatch):
     assert provenance.object_hash(losses.cross_entropy) != before
 
 
-def test_hashes_are_the_same_in_another_process():
-    """Python seeds its own hashes, and so the order of sets, anew in each process."""
+USERS = """
+import functools
+import torch
+from torch import nn
+from xai_lib import losses, xcnn
+from xai_lib.data import Normalize
+
+
+@torch.no_grad()
+def decorated(x):
+    return x
+
+
+class Plain:
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x * self.by
+
+
+def closed(by):
+    def function(x):
+        return x * by
+
+    return function
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.activation = nn.Linear(2, 2), torch.relu
+
+    def forward(self, x):
+        return self.activation(self.layer(x))
+
+
+THINGS = {
+    "the package's function": losses.cross_entropy,
+    "the package's network": xcnn.xcnn_mnist(),
+    "the package's object": Normalize(0.5, 0.25),
+    "a decorated function": decorated,
+    "an object without repr": Plain(2),
+    "a closure": closed(2),
+    "a closure over a set": closed({"a", "b", "c", "d"}),
+    "a closure over a function": closed(decorated),
+    "a partial with a function": functools.partial(closed, decorated),
+    "a method of an object without repr": Plain(2).__call__,
+    "a function of torch": torch.nn.functional.relu,
+    "a function of torch in C": torch.relu,
+    "a network": Net(),
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory):
+    """Hashes of the same things here and in another process."""
+    folder = tmp_path_factory.mktemp("users")
+    (folder / "users_of_xai_lib.py").write_text(USERS)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from xai_lib import provenance, xcnn\n"
-        "from xai_lib.data import Normalize\n"
-        "things = [xcnn.xcnn_mnist(), Normalize(0.5, 0.25)]\n"
-        "print(*map(provenance.object_hash, things))"
+        "import json, sys; sys.path[:0] = sys.argv[1:]\n"
+        "from users_of_xai_lib import THINGS\n"
+        "from xai_lib import provenance\n"
+        "print(json.dumps({name: provenance.object_hash(thing) for name, thing in THINGS.items()}))"
     )
-    command = [sys.executable, "-c", code, str(provenance.PACKAGE.parent)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
-    assert found == [provenance.object_hash(one) for one in (xcnn.xcnn_mnist(), Normalize(0.5, 0.25))]
+    command = [sys.executable, "-c", code, str(folder), str(provenance.PACKAGE.parent)]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        things = importlib.import_module("users_of_xai_lib").THINGS
+    return {name: provenance.object_hash(thing) for name, thing in things.items()}, json.loads(there)
+
+
+def names_of(source):
+    return [line.split('"')[1] for line in source.splitlines() if line.startswith('    "')]
+
+
+@pytest.mark.parametrize("name", names_of(USERS))
+def test_hashes_are_the_same_in_another_process(users, name):
+    """Else a model is never found again, nor a checkpoint. Addresses and the order of sets change with the process."""
+    here, there = users
+    assert here[name] == there[name]
+
+
+def test_object_hash_tells_the_settings_of_networks_apart():
+    """Settings that `repr` does not show: else a model trained with one is returned for the other."""
+
+    class Scaled(Toy):
+        def __init__(self, by, activation=torch.relu):
+            super().__init__(3)
+            self.by, self.activation = by, activation
+
+        def forward(self, x):
+            return self.by * self.activation(self.layer(x))
+
+    assert distinct(Scaled(1.0), Scaled(2.0), Scaled(1.0, torch.sigmoid), nn.Sequential(Scaled(1.0)))
+    assert provenance.object_hash(nn.Sequential(Scaled(1.0))) != provenance.object_hash(nn.Sequential(Scaled(2.0)))
+    assert provenance.object_hash(Scaled(1.0)) == provenance.object_hash(Scaled(1.0).eval()), "no mode"
+
+
+def test_object_hash_takes_a_function_that_calls_itself():
+    def count(n):
+        return n and 1 + count(n - 1)
+
+    assert distinct(count, scaled)

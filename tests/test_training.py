@@ -721,7 +721,7 @@ def build():
     return xcnn.XCNN(xcnn.Generator(1, 4), xcnn.small_cnn((8, 16), 3, size=12))
 
 torch.optim.Adam(torch.nn.Linear(1, 1).parameters())  # imports what the first optimiser imports
-recipe = training.Recipe(epochs=100, batch_size=16)
+recipe = training.Recipe(epochs=60, batch_size=16)
 tensors, settings = [images, labels], {"seed": 0, "name": "toy", "folder": Path(folder)}
 while sys.stdin.readline():
     child = os.fork()

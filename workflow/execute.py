@@ -5,15 +5,19 @@ beside its log under ``build/<profile>/logs``.
 """
 
 import json
+import os
+import re
 import sys
 import threading
 import time
+import traceback
 import warnings
 from pathlib import Path
 
 import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from xai_lib import records
 
@@ -75,6 +79,8 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
             so_far = duration(time.monotonic() - started)
             say(f"cell {_Progress.at} of {_Progress.of}, {so_far} of about {duration(60 * minutes)}")
 
+    # threads that wait for each other give way to others: on a busy machine the difference is manifold
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     say(f"starts, about {duration(60 * minutes)}")
     threading.Thread(target=tick, daemon=True).start()
     papermill_engines.register("progress", _Progress)
@@ -86,11 +92,18 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
             engine_name="progress",
             progress_bar=False,
             cwd="notebooks",
+            config=Config(KernelManager={"transport": "ipc"}),  # files of this user, where TCP ports are open to all
         )
     except PapermillExecutionError as error:
-        log.write_text(str(error), encoding="utf-8")
         value = next((line for line in str(error.evalue).splitlines() if line.strip()), "")
-        say(f"FAILED in cell {error.cell_index + 1}: {error.ename}: {value}\n    log: {log}\n    notebook: {working}")
+        code = next((line for line in error.source.splitlines() if line.strip()), "")
+        _keep_log(log, str(error))
+        say(f"FAILED in cell {error.cell_index + 1} ({code}): {error.ename}: {value}")
+        print(f"    log: {log}\n    notebook: {working}", flush=True)
+        return 1
+    except Exception as error:  # the kernel died, the disk is full: whatever it is, one line says so
+        _keep_log(log, traceback.format_exc())
+        say(f"FAILED in cell {_Progress.at}: {type(error).__name__}: {error}\n    log: {log}")
         return 1
     finally:
         done.set()
@@ -98,6 +111,10 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
     working.replace(target)
     say(f"done in {duration(time.monotonic() - started)}")
     return 0
+
+
+def _keep_log(path: Path, text: str) -> None:
+    path.write_text(re.sub(r"\x1b\[[0-9;]*m", "", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], publish
     runs = {name: _run_numbers(records.read_record(path.with_suffix(".json"))) for name, path in published.items()}
     notebooks = sorted({row.notebook for row in [*rows, *own] if row.profile})
     tables = {name: _side_by_side([row for row in rows if row.notebook == name], own) for name in notebooks}
-    tables["all"] = _side_by_side([row for row in rows if row.profile], own)
+    run = {row.id for row in [*rows, *own] if row.profile}
+    tables["all"] = _side_by_side([row for row in rows if row.id in run], own)
     counts = {paper: _count([row for row in rows if row.paper == paper]) for paper in PAPERS}
     return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, "made": _made(published)}
 
@@ -169,7 +170,7 @@ def _side_by_side(rows: Sequence[ledger.Row], own: Sequence[ledger.Row]) -> str:
         verdict = badge(row.verdict) + (f" {row.reason}" if row.reason else "")
         line = [claim_link(row), number(row.paper_value, row.unit), row.ours_text, row.seeds or "", verdict]
         lines.append(line + ([_own_cell(mine.get(row.id))] if mine else []))
-    return figures.Table(header, lines)._repr_markdown_()
+    return str(figures.Table(header, lines))
 
 
 def _own_cell(row: ledger.Row | None) -> str:
@@ -195,7 +196,7 @@ def _made(published: Mapping[str, Path]) -> str:
         link = f"[{name}](/runs/published/{name}/{name}.ipynb)"
         lines.append([link, one["profile"], one["time"], one["memory"], one["device"], one["versions"]])
     header = ["notebook", "profile", "time", "memory", "device", "versions"]
-    return figures.Table(header, lines)._repr_markdown_() if lines else "No run has been published yet."
+    return str(figures.Table(header, lines)) if lines else "No run has been published yet."
 
 
 def _write_results(target: Path, rows: Sequence[ledger.Row], published: Mapping[str, Path]) -> None:

@@ -83,11 +83,19 @@ class Normalize:
 
     @classmethod
     def of(cls, images: UInt8[Tensor, "n c h w"]) -> "Normalize":
-        """Return the normalisation that gives `images` mean 0 and standard deviation 1."""
+        """Return the normalisation that gives `images` mean 0 and standard deviation 1.
+
+        Raises
+        ------
+        ValueError
+            All pixels have one value.
+        """
         count = torch.bincount(images.flatten().to(torch.int64), minlength=256).double()
         values = torch.arange(256, dtype=torch.float64) / 255
         mean = (count * values).sum() / count.sum()
         std = ((count * (values - mean) ** 2).sum() / count.sum()).sqrt()
+        if std < 1e-4:
+            raise ValueError(f"images must not be all of one value; got {mean.item() * 255:g} everywhere")
         return cls(round(mean.item(), 4), round(std.item(), 4))
 
 
@@ -155,10 +163,14 @@ def split(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet, I
     Raises
     ------
     ValueError
-        `fraction` is not between 0 and 1.
+        `fraction` is not between 0 and 1, or leaves a part without an image of some class.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
+    counts, part = torch.bincount(images.labels), round(fraction * len(images))
+    classes = int((counts > 0).sum())
+    if counts[counts > 0].min() < 2 or not classes <= part <= len(images) - classes:
+        raise ValueError(f"fraction {fraction} of {len(images)} images leaves a part without some of {classes} classes")
     one, two = _divide(images.labels, fraction, seed)
     return images.take(one, f"{images.name}, 1 - {fraction}"), images.take(two, f"{images.name}, {fraction}")
 
@@ -251,13 +263,14 @@ def _folder(path: Path, split: str, size: int, channels: int) -> ImageSet:
     base = path / split if has_splits else path
     names = _class_names(base)
     if has_splits and _class_names(path / SPLITS[0]) != _class_names(path / SPLITS[1]):
-        raise ValueError(f"name: {path / SPLITS[0]} and {path / SPLITS[1]} hold different class folders")
+        odd = ", ".join(sorted(set(_class_names(path / SPLITS[0])) ^ set(_class_names(path / SPLITS[1]))))
+        raise ValueError(f"name: {path / SPLITS[0]} and {path / SPLITS[1]} hold different class folders: {odd}")
     if len(names) < 2:
         raise ValueError(f"name: {base} needs two or more class folders; found {len(names)} ({', '.join(names)})")
     files = [(file, k) for k, one in enumerate(names) for file in _image_files(base / one)]
     labels = torch.tensor([k for _, k in files], dtype=torch.int64)
     images = _decoded([file for file, _ in files], size, channels)
-    full = ImageSet(images, labels, names, f"{path.name}/{split}")
+    full = ImageSet(images, labels, names, f"folder:{path.name}/{split}")
     if has_splits:
         return full
     few = [name for k, name in enumerate(names) if (labels == k).sum() < 2]

@@ -126,18 +126,29 @@ def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = 
     Parameters
     ----------
     rows : sequence of (label, images, kind)
-        Images are tensors (N, 1 or 3, H, W); kind is ``image`` (grey, brighter is more), ``map`` (red and blue around
-        0, one scale for the row) or ``mask`` (grey, 0 to 1).
+        Images are tensors (N, 1 or 3, H, W); kind is ``image`` (grey, darker is more), ``map`` (red and blue around 0,
+        one scale for the row) or ``mask`` (grey, 0 to 1).
     titles : sequence of str
         One over each column.
+
+    Raises
+    ------
+    ValueError
+        There are no images.
     """
     count = len(rows[0][1])
+    if not count:
+        raise ValueError("rows must hold at least one image; got none")
     figure, axes = plt.subplots(len(rows), count, figsize=(0.82 * count + 0.9, 0.9 * len(rows) + 0.3), squeeze=False)
     for line, (label, images, kind) in zip(axes, rows, strict=True):
-        limit = images.abs().max().item() or 1.0
-        scale = {"cmap": MAP_COLOURS, "vmin": -limit, "vmax": limit} if kind == "map" else {"cmap": "gray_r", "vmin": 0}
+        limit = images.float().abs().max().item() or 1.0
+        scales = {
+            "map": {"cmap": MAP_COLOURS, "vmin": -limit, "vmax": limit},
+            "image": {"cmap": "gray_r", "vmin": 0},
+            "mask": {"cmap": "gray_r", "vmin": 0, "vmax": 1},
+        }
         for place, image in zip(line, images, strict=True):
-            place.imshow(image.permute(1, 2, 0).squeeze(-1).cpu(), interpolation="nearest", **scale)
+            place.imshow(image.permute(1, 2, 0).squeeze(-1).cpu().numpy(), interpolation="nearest", **scales[kind])
             place.set(xticks=[], yticks=[])
             for spine in place.spines.values():
                 spine.set(visible=True, color="#dfe6e9")
@@ -147,8 +158,10 @@ def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = 
     return figure
 
 
-def seed_dots(groups: Mapping[str, Mapping[str, float]], ylabel: str, zero: float | None = None) -> Figure:
-    """Draw a dot for each seed and a bar for the mean of each group.
+def seed_dots(
+    groups: Mapping[str, Mapping[object, float | int]], ylabel: str, zero: float | int | None = None
+) -> Figure:
+    """Draw a dot for each seed and a bar for the mean of each group; nothing for a group without values.
 
     Parameters
     ----------
@@ -162,6 +175,8 @@ def seed_dots(groups: Mapping[str, Mapping[str, float]], ylabel: str, zero: floa
     figure, axes = plt.subplots(figsize=(max(4.0, 1.25 * len(groups)), 3.2))
     for x, values in enumerate(groups.values()):
         numbers = list(values.values())
+        if not numbers:
+            continue
         spread = [x + 0.05 * (k - (len(numbers) - 1) / 2) for k in range(len(numbers))]
         axes.plot(spread, numbers, "o", color=SECOND, markersize=5, alpha=0.85)
         axes.plot([x - 0.25, x + 0.25], [sum(numbers) / len(numbers)] * 2, color=ACCENT)
@@ -172,15 +187,22 @@ def seed_dots(groups: Mapping[str, Mapping[str, float]], ylabel: str, zero: floa
     return figure
 
 
+def _cell(value: object) -> str:
+    return re.sub(r"\s*\n\s*", " ", str(value)).replace("|", "\\|")
+
+
 class Table:
     """A table that notebooks and pages show: a header and rows of text or numbers."""
 
     def __init__(self, header: Sequence[str], rows: Sequence[Sequence[object]]):
         self.header, self.rows = header, rows
 
-    def _repr_markdown_(self) -> str:
+    def __str__(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
 
 
 def paper_and_ours(rows: Iterable) -> Table:

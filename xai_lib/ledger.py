@@ -22,9 +22,19 @@ import torch
 import yaml
 
 from xai_lib import data, provenance
-from xai_lib.records import circumstances, compare, folder, project, read_record, read_records, write_text
+from xai_lib.records import (
+    circumstances,
+    compare,
+    edited_since_start,
+    folder,
+    project,
+    read_record,
+    read_records,
+    write_text,
+)
 from xai_lib.verdicts import KINDS, by_part, combine, judge, summarize
 
+EDITED = "edited during the run"  # stands where the hash of a text would, which is then unknown
 PROFILES = ("smoke", "quick", "desk", "paper")  # from the least to the most that a run can decide
 
 
@@ -38,7 +48,7 @@ def read_claims(path: Path | None = None) -> dict[str, dict]:
     """
     path = path or project() / "claims.yml"
     claims: dict[str, dict] = {}
-    for row in yaml.safe_load(path.read_text(encoding="utf-8"))["claims"]:
+    for row in yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["claims"]:
         one = row.get("id", "without id")
         missing = {"id", "paper", "where", "title", "claim", "value", "unit", "needs", "rule", "notebook"} - row.keys()
         if missing:
@@ -56,7 +66,7 @@ def read_claims(path: Path | None = None) -> dict[str, dict]:
 def rule_hash(claim: Mapping) -> str:
     """Return a hash of what decides a claim: the paper's value, what it needs and its rule, without its wording."""
     rule = {key: value for key, value in claim["rule"].items() if key != "text"}
-    return provenance.digest(json.dumps([claim["value"], claim["needs"], rule], sort_keys=True))
+    return provenance.digest(json.dumps([claim["value"], claim["unit"], claim["needs"], rule], sort_keys=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,12 +108,15 @@ def record(
         A value belongs to no claim, or is no finite number.
     """
     claims = read_claims()
+    values, measures = _with_text_keys(values), _with_text_keys(measures)
     for one, value in values.items():
         if one not in claims:
             raise ValueError(f"values: no claim has the id {one!r}")
+        _check_shape(f"values[{one!r}]", value, claims[one]["rule"]["kind"] not in ("figure", "none"))
         _check_finite(f"values[{one!r}]", value)
     _check_finite("measures", measures)
     source = project() / "notebooks" / f"{notebook}.ipynb"
+    new_rules = edited_since_start(project() / "claims.yml")
     named = {name: parameters[name] for name in provenance.notebook_parameters(source)}
     profile = named.pop("profile")
     results = {
@@ -111,15 +124,30 @@ def record(
         "parameters": named,
         "threads": torch.get_num_threads(),
         "data": {one.name: one.checksum for one in sets},
-        "values": _with_text_keys(values),
-        "measures": _with_text_keys(measures),
-        "rules": {one: rule_hash(claims[one]) for one in values},
-        "code": provenance.code_hashes(source),
+        "values": values,
+        "measures": measures,
+        "rules": {one: EDITED if new_rules else rule_hash(claims[one]) for one in values},
+        "code": _code_that_ran(source),
     }
     content = {"schema": 1, "profile": profile, "results": results, "circumstances": circumstances()}
     path = folder(profile) / "runs" / f"{notebook}.json"
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return path
+
+
+def _code_that_ran(notebook: Path) -> dict[str, str]:
+    """Return the code hashes of a notebook; a file that was edited while it ran has none."""
+    files = {file.name: file for file in [notebook, *provenance.imported_modules(notebook)]}
+    hashes = provenance.code_hashes(notebook).items()
+    return {name: EDITED if edited_since_start(files[name]) else value for name, value in hashes}
+
+
+def _check_shape(name: str, value: object, measured: bool) -> None:
+    parts = by_part(value).values() if isinstance(value, Mapping) else [None]
+    for part in parts:
+        deep = isinstance(part, Mapping) and any(isinstance(one, Mapping) for one in part.values())
+        if not isinstance(part, Mapping) or deep or (measured and not part):
+            raise ValueError(f"{name} must be {{seed: number}} or {{part: {{seed: number}}}}; got {value!r}")
 
 
 def _with_text_keys(value: object) -> object:
@@ -146,7 +174,7 @@ class Row:
     paper: str
     where: str
     title: str
-    paper_value: float | None
+    paper_value: float | int | None
     unit: str
     ours: float | dict | None
     sd: float | dict | None
@@ -248,7 +276,7 @@ def unmet_needs(claim: Mapping, run: Mapping) -> str:
     """Return why a run cannot decide a claim, empty where it can."""
     needs, results, profile = claim["needs"], run["results"], run["profile"]
     sets = {name.split("/")[0] for name in results["data"]}
-    if needs["data"] and not sets & set(needs["data"]):
+    if needs["data"] and not sets <= set(needs["data"]):
         return f"stand-in: {', '.join(sorted(sets))} for {' or '.join(needs['data'])}"
     if profile not in PROFILES:
         return f"run by hand, profile {profile}"
@@ -278,10 +306,10 @@ def verdict_of(claim: Mapping, run: Mapping) -> tuple[str, str]:
     missing = [part for part in named if part not in parts]
     if missing:
         return "not tested", f"the run holds no value for {', '.join(missing)}"
-    subset = " on a subset" if any("[" in name for name in run["results"]["data"]) else ""
+    subset = "on a subset" if any("[" in name for name in run["results"]["data"]) else ""
     summaries = [summarize(parts[part]) for part in named]
     few = "one seed: no interval" if min(one.n for one in summaries) == 1 else ""
-    return combine([judge(claim, one) for one in summaries]), few or subset.strip()
+    return combine([judge(claim, one) for one in summaries]), "; ".join(one for one in (few, subset) if one)
 
 
 def stale_parts(claim: Mapping, run: Mapping) -> list[str]:
@@ -312,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m xai_lib.ledger", description="Paper and ours.")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
-    parser.add_argument("--profile", help="this machine's own runs of a profile instead of the published ones")
+    parser.add_argument("--profile", choices=PROFILES, help="this machine's own runs of a profile")
     commands = parser.add_subparsers(dest="command")
     pair = commands.add_parser("compare", help="compare two run records")
     pair.add_argument("records", nargs=2, type=Path)

@@ -60,6 +60,11 @@ def empirical_information(samples: Tensor, labels: Int64[Tensor, " n"]) -> float
     samples : tensor (N, ...)
         Compared bit by bit.
     labels : int64 tensor (N,)
+
+    Raises
+    ------
+    ValueError
+        No samples, or samples and labels of different number.
     """
     _same_length(samples, labels)
     _, symbols = torch.unique(samples.reshape(len(samples), -1), dim=0, return_inverse=True)

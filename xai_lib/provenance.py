@@ -10,11 +10,13 @@ import hashlib
 import inspect
 import io
 import json
+import re
 import sys
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -160,29 +162,46 @@ def object_hash(thing: Callable | nn.Module) -> str:
     return digest("\n".join(_described(thing)) + torch.__version__)
 
 
-def _described(thing: object) -> list[str]:
+def _described(thing: object, above: tuple[int, ...] = ()) -> list[str]:
     """Return what tells a thing apart from others, as texts that are the same in each process."""
+    if id(thing) in above:
+        return ["itself"]
+
+    def each(things: Iterable) -> list[str]:
+        return [text for one in things for text in _described(one, (*above, id(thing)))]
+
     if isinstance(thing, functools.partial):
-        return ["partial", *_described(thing.func), *_described(thing.args), *_described(thing.keywords)]
+        return ["partial", *each([thing.func, thing.args, thing.keywords])]
     if inspect.ismethod(thing):
-        return [thing.__name__, *_described(thing.__self__)]
+        return [thing.__name__, *each([thing.__self__])]
     if inspect.isfunction(thing):
-        if thing.__module__.split(".")[0] == PACKAGE.name:
-            thing = inspect.unwrap(thing)  # what shape checks and the like wrap around it is no setting
-        closed = [cell.cell_contents for cell in thing.__closure__ or ()]
-        return [thing.__qualname__, _code_of(thing), *(text for one in closed for text in _described(one))]
+        thing = inspect.unwrap(thing)  # what shape checks and the like wrap around it is no setting
+        return [thing.__qualname__, _code_of(thing), *each(cell.cell_contents for cell in thing.__closure__ or ())]
     if isinstance(thing, nn.Module):
-        owners = {type(part) for part in thing.modules()}
-        return [repr(thing), *sorted(_code_of(owner) for owner in owners)]
+        return [repr(thing), *sorted({_code_of(type(part)) for part in thing.modules()}), *each(_settings(thing))]
     if isinstance(thing, Tensor):
         return [tensors_sha256({"": thing})]
+    if isinstance(thing, np.ndarray):
+        return [f"{thing.dtype} {thing.shape} {hashlib.sha256(thing.tobytes()).hexdigest()}"]
     if isinstance(thing, Mapping):
-        return [text for key in sorted(thing, key=str) for text in [str(key), *_described(thing[key])]]
+        return [text for key in sorted(thing, key=str) for text in [str(key), *each([thing[key]])]]
     if isinstance(thing, list | tuple):
-        return [text for one in thing for text in _described(one)]
-    if callable(thing) and not isinstance(thing, type):
-        return [repr(thing), _code_of(type(thing))]
-    return [repr(thing)]
+        return each(thing)
+    if isinstance(thing, set | frozenset):
+        return sorted(each(thing))
+    if isinstance(thing, type) or inspect.isroutine(thing):
+        return [f"{thing.__module__}.{thing.__qualname__}", _code_of(thing) if isinstance(thing, type) else ""]
+    if hasattr(thing, "__dict__") and not inspect.ismodule(thing):
+        return [type(thing).__qualname__, _code_of(type(thing)), *each([vars(thing)])]
+    return [re.sub(r" at 0x[0-9a-f]+", "", repr(thing))]  # no address: it differs between processes
+
+
+def _settings(model: nn.Module) -> list[dict[str, object]]:
+    """Return the plain attributes of a network and of its parts, which `repr` need not show."""
+    return [
+        {name: value for name, value in vars(part).items() if name[0] != "_" and name != "training"}
+        for part in model.modules()
+    ]
 
 
 def _code_of(owner: type | Callable) -> str:

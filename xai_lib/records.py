@@ -14,6 +14,7 @@ import torch
 
 from xai_lib.verdicts import by_part, summarize
 
+BLOCKS = {"notebook", "parameters", "threads", "data", "values", "measures", "rules", "code"}
 _STARTED = time.time()
 
 
@@ -34,6 +35,11 @@ def project() -> Path:
 def folder(profile: str) -> Path:
     """Return where runs of a profile are kept: ``build/<profile>``."""
     return project() / "build" / profile
+
+
+def edited_since_start(path: Path) -> bool:
+    """Say whether a file was written after this process began: what runs may then be another text than the file's."""
+    return path.stat().st_mtime > _STARTED
 
 
 def write_text(path: Path, text: str) -> None:
@@ -106,10 +112,14 @@ def read_record(path: Path) -> dict:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no run record: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != 1 or "results" not in content:
         raise ValueError(f"{path} is no run record of schema 1")
+    results = content["results"] if isinstance(content["results"], dict) else {}
+    lacking = sorted(({"profile", "circumstances"} - content.keys()) | (BLOCKS - results.keys()))
+    if lacking:
+        raise ValueError(f"{path} is no run record: it lacks {', '.join(lacking)}")
     return content
 
 

@@ -301,6 +301,11 @@ def predict(
     Returns
     -------
     tensor (N, ...), float32, on the CPU
+
+    Raises
+    ------
+    ValueError
+        `precision` is unknown.
     """
     _check_precision(precision)
     if batch_statistics:

@@ -14,7 +14,7 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "shown", "
 CONFIDENCE = 0.95
 
 
-def by_part(values: Mapping) -> dict[str, Mapping[str, float]]:
+def by_part(values: Mapping) -> dict[str, Mapping[str, float | int]]:
     """Return {part: {seed: number}}; values of a claim without parts become the part ``""``."""
     return dict(values) if any(isinstance(value, Mapping) for value in values.values()) else {"": values}
 
@@ -37,14 +37,16 @@ class Summary:
 
     def text(self, unit: str = "", signed: bool = False) -> str:
         """Return "mean ± sd unit", digits as the spread deserves."""
-        spread = abs(self.mean) if self.sd is None else max(self.sd, abs(self.mean) / 1000)
-        digits = 2 if spread == 0 else min(4, max(0, 1 - math.floor(math.log10(spread))))
-        number = f"{self.mean:{'+' if signed else ''}.{digits}f}"
-        spread_text = "" if self.sd is None else f" ± {self.sd:.{digits}f}"
-        return f"{number}{spread_text}{' ' + unit if unit else ''}".replace("-", "−")
+        if self.sd is None:
+            number, spread = f"{self.mean:{'+' if signed else ''}.4g}", ""
+        else:
+            size = max(self.sd, abs(self.mean) / 1000)
+            digits = 2 if size == 0 else min(4, max(0, 1 - math.floor(math.log10(size))))
+            number, spread = f"{self.mean:{'+' if signed else ''}.{digits}f}", f" ± {self.sd:.{digits}f}"
+        return f"{number}{spread}{' ' + unit if unit else ''}".replace("-", "−")
 
 
-def summarize(values: Mapping[str, float]) -> Summary:
+def summarize(values: Mapping[str, float | int]) -> Summary:
     """Return mean, standard deviation and number of {seed: value}.
 
     Raises
