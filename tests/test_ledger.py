@@ -75,6 +75,9 @@ PARAMETERS = {"profile": "desk", "epochs": 4, "seeds": [0, 1], "rate": 0.1, "tor
 @pytest.fixture
 def top(tmp_path, monkeypatch):
     """A small project, with a package of its own to hash, that is the working directory."""
+    monkeypatch.setattr(
+        ledger, "edited_since_start", lambda path: False
+    )  # the project is written after this process began
     folder = tmp_path / "project"
     (folder / "notebooks").mkdir(parents=True)
     write_claims(folder, CLAIMS)

@@ -272,9 +272,10 @@ def test_parts(given, verdict):
         (Summary(-1.5, 0.2, 3), "−1.50 ± 0.20"),
         (Summary(10.0, 0.0, 3), "10.000 ± 0.000"),
         (Summary(0.0, 0.0, 3), "0.00 ± 0.00"),
-        (Summary(0.0, None, 1), "0.00"),
+        (Summary(0.0, None, 1), "0"),
         (Summary(0.71, None, 1), "0.71"),
-        (Summary(3.25, None, 1), "3.2"),
+        (Summary(3.25, None, 1), "3.25"),
+        (Summary(99.2812, None, 1), "99.28"),  # one seed has no spread: four digits
         (Summary(0.5, 0.0999, 3), "0.500 ± 0.100"),
         (Summary(2.0, 1.0, 3), "2.0 ± 1.0"),  # a power of ten
         (Summary(0.2, 0.1, 3), "0.20 ± 0.10"),

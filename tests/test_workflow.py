@@ -112,7 +112,7 @@ def built(project):
 def test_the_site_holds_the_own_run(built):
     page = (built / "build/smoke/site/index.html").read_text()
     assert "Claim one" in page
-    assert "+1.100 ± 0.100" in page
+    assert "+1.10" in page, "the mean of 1, 1.1 and 1.2"
     assert "Content-Security-Policy" in page
     assert (built / "build/smoke/site/runs/own/one/one.html").exists()
 
@@ -268,6 +268,18 @@ def test_a_page_that_names_a_claim_without_record_stops_the_build(built):
     assert status != 0
     assert "[book] FAILED" in said
     assert "xcnn_one" in said
+
+
+def test_launch_buttons_are_there_where_a_repository_is_named(built, monkeypatch, tmp_path):
+    monkeypatch.chdir(built)
+    site.assemble("smoke", tmp_path / "without")
+    monkeypatch.setenv("REPOSITORY_URL", "https://example.org/house/book")
+    site.assemble("smoke", tmp_path / "with")
+    without, named = (yaml.safe_load((tmp_path / one / "_config.yml").read_text()) for one in ("without", "with"))
+    assert "launch_buttons" not in without
+    assert "repository" not in without
+    assert named["repository"]["url"] == "https://example.org/house/book"
+    assert named["launch_buttons"]["notebook_interface"] == "jupyterlab"
 
 
 def test_the_readme_shows_what_the_ledger_says(monkeypatch):

@@ -5,6 +5,7 @@ Heatmaps are drawn in red and blue around white, the same scale for all maps of 
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -98,26 +99,44 @@ def architecture(model: nn.Module, image: Tensor, groups: Mapping[str, str]) -> 
             blocks[-1][1].append(label)
         else:
             blocks.append((group, [label], shape))
-    figure, axes = plt.subplots(figsize=(max(6.0, 0.98 * len(blocks)), 3.4))
+    places = _places([group for group, _, _ in blocks])
+    across, down = max(x for x, _ in places) + 1, max(y for _, y in places) + 1
+    figure, axes = plt.subplots(figsize=(max(4.0, 0.98 * across), 3.2 * down))
     tallest = max(shape[-1] for _, _, shape in blocks if len(shape) == 3)
-    for x, (_, labels, shape) in enumerate(blocks):
+    for number, ((_, labels, shape), (x, row)) in enumerate(zip(blocks, places, strict=True)):
+        middle = -_ROW * row
         height = 2.4 * shape[-1] / tallest if len(shape) == 3 else 1.6
         width = 0.12 + 0.06 * math.log2(shape[0]) if len(shape) == 3 else 0.12
-        axes.add_patch(Rectangle((x - width / 2, -height / 2), width, height, color=SECOND if x else QUIET))
-        axes.text(x, height / 2 + 0.12, "×".join(map(str, shape)), ha="center", va="bottom", fontsize=8)
-        axes.text(x, -1.55, "\n".join(labels), ha="center", va="top", fontsize=7.5)
-        if x:
-            axes.add_patch(
-                FancyArrowPatch((x - 0.72, 0), (x - 0.28, 0), arrowstyle="->", color=QUIET, mutation_scale=9)
-            )
+        corner = x - width / 2, middle - height / 2
+        axes.add_patch(Rectangle(corner, width, height, color=SECOND if number else QUIET))
+        axes.text(x, middle + height / 2 + 0.12, "×".join(map(str, shape)), ha="center", va="bottom", fontsize=9)
+        lines = "\n".join(textwrap.fill(label, 10) for label in labels)
+        axes.text(x, middle - 1.55, lines, ha="center", va="top", fontsize=9)
+        if number:
+            ends = (x - 0.72, middle), (x - 0.28, middle)
+            axes.add_patch(FancyArrowPatch(*ends, arrowstyle="->", color=QUIET, mutation_scale=9))
     for prefix, name in groups.items():
-        inside = [x for x, block in enumerate(blocks) if block[0] == prefix]
+        inside = [place for place, block in zip(places, blocks, strict=True) if block[0] == prefix]
         if inside:
-            axes.plot([inside[0] - 0.4, inside[-1] + 0.4], [2.05, 2.05], color=ACCENT)
-            axes.text((inside[0] + inside[-1]) / 2, 2.12, name, ha="center", va="bottom", color=ACCENT)
-    axes.set(xlim=(-0.7, len(blocks) - 0.3), ylim=(-2.9, 2.6))
+            left, right, top = inside[0][0], inside[-1][0], 2.05 - _ROW * inside[0][1]
+            axes.plot([left - 0.4, right + 0.4], [top, top], color=ACCENT)
+            axes.text((left + right) / 2, top + 0.07, name, ha="center", va="bottom", color=ACCENT)
+    axes.set(xlim=(-0.8, across - 0.3), ylim=(-2.9 - _ROW * (down - 1), 2.6))
     axes.axis("off")
     return figure
+
+
+_ROW = 5.6  # distance of two rows of blocks
+
+
+def _places(groups: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (column, row) of each block: a row for each named group, what comes before the first beside it."""
+    places, row, named = [], 0, False
+    for before, group in zip(["", *groups], groups, strict=False):
+        if group and group != before:
+            row, named = row + named, True
+        places.append((sum(y == row for _, y in places), row))
+    return places
 
 
 def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = ()) -> Figure:

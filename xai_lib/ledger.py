@@ -108,7 +108,6 @@ def record(
         A value belongs to no claim, or is no finite number.
     """
     claims = read_claims()
-    values, measures = _with_text_keys(values), _with_text_keys(measures)
     for one, value in values.items():
         if one not in claims:
             raise ValueError(f"values: no claim has the id {one!r}")
@@ -124,8 +123,8 @@ def record(
         "parameters": named,
         "threads": torch.get_num_threads(),
         "data": {one.name: one.checksum for one in sets},
-        "values": values,
-        "measures": measures,
+        "values": _with_text_keys(values),
+        "measures": _with_text_keys(measures),
         "rules": {one: EDITED if new_rules else rule_hash(claims[one]) for one in values},
         "code": _code_that_ran(source),
     }
@@ -143,7 +142,8 @@ def _code_that_ran(notebook: Path) -> dict[str, str]:
 
 
 def _check_shape(name: str, value: object, measured: bool) -> None:
-    parts = by_part(value).values() if isinstance(value, Mapping) else [None]
+    has_parts = isinstance(value, Mapping) and any(isinstance(one, Mapping) for one in value.values())
+    parts = value.values() if has_parts else [value]
     for part in parts:
         deep = isinstance(part, Mapping) and any(isinstance(one, Mapping) for one in part.values())
         if not isinstance(part, Mapping) or deep or (measured and not part):
