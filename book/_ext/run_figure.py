@@ -48,16 +48,17 @@ class RunFigure(SphinxDirective):
         return f"{LABELS[which]} ({about['profile']})", [*lines, *self.content, ":::"]
 
 
-def add_policy(app, pagename, templatename, context, doctree):
-    """Put a Content-Security-Policy into the head of every page."""
-    context["metatags"] = context.get("metatags", "") + (
-        f'\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-    )
+def tidy_head(app, pagename, templatename, context, doctree):
+    """Put a Content-Security-Policy into the head of every page; leave out Thebe, which would need a server."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    context["metatags"] = f"{context.get('metatags', '')}\n{policy}\n"
+    scripts = context.get("script_files", [])
+    scripts[:] = [one for one in scripts if "thebe" not in f"{one.filename} {one.attributes}".lower()]
 
 
 def setup(app):
     """Register both with Sphinx."""
     app.add_directive("run-figure", RunFigure)
-    app.connect("html-page-context", add_policy)
+    app.connect("html-page-context", tidy_head)
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
