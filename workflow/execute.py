@@ -108,9 +108,18 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
     finally:
         done.set()
     log.unlink(missing_ok=True)
-    working.replace(target)
+    records.write_text(target, _without_paths(working.read_text(encoding="utf-8")))
+    working.unlink()
     say(f"done in {duration(time.monotonic() - started)}")
     return 0
+
+
+def _without_paths(text: str) -> str:
+    """Return an executed notebook without the paths of this machine that papermill notes in it."""
+    notebook = json.loads(text)
+    for key in ("input_path", "output_path"):
+        notebook["metadata"]["papermill"].pop(key, None)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def _keep_log(path: Path, text: str) -> None:

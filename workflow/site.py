@@ -30,7 +30,7 @@ BADGES = {
     "reproduced": "success",
     "partly": "warning",
     "not reproduced": "danger",
-    "inconclusive": "secondary",
+    "inconclusive": "muted",
     "shown": "info",
     "not tested": "light",
 }
