@@ -14,8 +14,8 @@ from xai_lib import provenance
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "profile": "smoke",
-    "train_limit": 400,
-    "epochs": 4,
+    "train_limit": 1000,
+    "epochs": 12,  # most of the time is training, so that most kills fall into it
     "epoch_candidates": [2],
     "decoder_epochs": 1,
     "mask_draws": 2,
