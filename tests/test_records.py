@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import os
@@ -59,19 +60,24 @@ def test_write_text_makes_folders_and_replaces(tmp_path):
     assert os.listdir(path.parent) == ["c.json"]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """A limit of 4 kB on every file that this process writes: the system itself breaks off a longer write."""
+    """A limit of 4 kB on every file that this process writes: the system itself breaks off a longer write.
+
+    Around the write alone, as pytest's own output may go to a file that is longer.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_the_system_breaks_off_leaves_the_old_file_whole(tmp_path, small_files):
+def test_a_write_that_the_system_breaks_off_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "run.json"
     records.write_text(path, "old\n")
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="File too large"), small_files():
         records.write_text(path, "new\n" * 5000)
     assert path.read_text() == "old\n"
     assert os.listdir(tmp_path) == ["run.json"], "no part is left"
