@@ -314,7 +314,7 @@ def files():
 
 
 REGISTRY = re.compile(
-    r"""(?: \bpypi\.(?:org|python) | pythonhosted\. | \banaconda\.(?:org|com) | registry\.npmjs | \bnpmjs\.(?:org|com)
+    r"""(?: \bpypi\.(?:org|python) | python hosted\. | \banaconda\.(?:org|com) | registry\.npmjs | \bnpmjs\.(?:org|com)
     | download\.pytorch | pypi\.nvidia | piwheels\. | \bdevpi\b | \bartifactory\b | \bnexus\. | conda\.io
     | --(?:extra-)?index-url\s*=?\s*http | registry\.yarnpkg | cdn\.jsdelivr | \bunpkg\.com )""",
     re.VERBOSE | re.IGNORECASE,

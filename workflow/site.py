@@ -53,9 +53,10 @@ def assemble(profile: str, target: Path) -> None:
     for which, runs in (("published", published), ("own", own)):
         for name, path in runs.items():
             _lay_out(path, target / "runs" / which / name)
-    rows = ledger.table()
-    own_rows = [] if profile == "published" else ledger.table(ledger.own_runs(profile))
-    _write_results(target, rows, published)
+    claims = ledger.read_claims()
+    rows = ledger.table(claims=claims)
+    own_rows = [] if profile == "published" else ledger.table(ledger.own_runs(profile), claims=claims)
+    _write_results(target, rows, claims, published)
     config = yaml.safe_load((target / "_config.yml").read_text(encoding="utf-8"))
     config["parse"]["myst_substitutions"] = substitutions(rows, own_rows, published)
     if url := os.environ.get("REPOSITORY_URL"):
@@ -199,9 +200,10 @@ def _made(published: Mapping[str, Path]) -> str:
     return str(figures.Table(header, lines)) if lines else "No run has been published yet."
 
 
-def _write_results(target: Path, rows: Sequence[ledger.Row], published: Mapping[str, Path]) -> None:
+def _write_results(
+    target: Path, rows: Sequence[ledger.Row], claims: Mapping[str, dict], published: Mapping[str, Path]
+) -> None:
     """Write a page for each paper with every claim: verdict, numbers, rule, links to the run and its record."""
-    claims = ledger.read_claims()
     for paper, (name, cite) in PAPERS.items():
         mine = [row for row in rows if row.paper == paper]
         decided = [row for row in mine if row.profile]
