@@ -3,11 +3,16 @@
 Embedded sets need no file (``digits``); real sets are looked for under ``$XAI_DATA`` (default ``data/``) in their
 official layouts (``mnist``); a path names a folder with one sub-folder per class. ``auto:mnist`` is the real set where
 it is there, else its embedded stand-in; `ImageSet.name` says which one came.
+
+A module of the package that has a function ``image_set(split, size, limit)`` is a data set of its own, loaded under its
+name (``scenes``). It is found by name and not imported here, so that a change of its code concerns only the notebooks
+that import it.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import os
 import struct
 from collections.abc import Callable
@@ -113,15 +118,18 @@ def load(
     Parameters
     ----------
     name : str
-        ``digits``, ``mnist``, ``auto:mnist``, or the path of a folder of images (a path holds a ``/`` or exists).
+        ``digits``, ``mnist``, ``auto:mnist``, a module's set (``scenes``), or the path of a folder of images (a path
+        holds a ``/`` or exists).
     split : str
         ``train`` or ``test``. A folder is split by its sub-folders ``train`` and ``test`` where it has both, else
         one image in five of each class, drawn with a fixed seed, is for testing.
-    size, channels : int
-        Folders only: side in pixels of the square that images are scaled and centre-cropped to (default 64);
-        1 (grey) or 3 (RGB).
+    size : int, optional
+        Side of the square images in pixels, default 64: folders are scaled and centre-cropped to it, a module draws
+        at it. Other sets have the size they have.
+    channels : int
+        Folders only: 1 (grey) or 3 (RGB).
     limit : int, optional
-        Keep the first `limit` images of a fixed random order.
+        Keep the first `limit` images of a fixed random order; a module that draws makes so many.
 
     Returns
     -------
@@ -148,8 +156,12 @@ def load(
         images = LOADERS[wanted](split)
     elif "/" in wanted or Path(wanted).is_dir():
         images = _folder(Path(wanted), split, 64 if size is None else size, channels)
+    elif wanted in modules():
+        return importlib.import_module(f"{provenance.PACKAGE.name}.{wanted}").image_set(
+            split, 64 if size is None else size, limit
+        )
     else:
-        known = ", ".join([*LOADERS, *(f"auto:{one}" for one in STAND_INS)])
+        known = ", ".join([*LOADERS, *modules(), *(f"auto:{one}" for one in STAND_INS)])
         raise ValueError(f"name: unknown data set {name!r}; known: {known}, or the path of a folder of images")
     if limit is not None and limit < len(images):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -181,6 +193,13 @@ def _divide(labels: Tensor, test_size: int | float, seed: int = 0) -> tuple[Tens
 
     parts = train_test_split(np.arange(len(labels)), test_size=test_size, random_state=seed, stratify=labels.numpy())
     return tuple(torch.from_numpy(np.sort(part)) for part in parts)
+
+
+def modules() -> list[str]:
+    """Return the names of the package's modules that are a data set of their own: those with an ``image_set``."""
+    return sorted(
+        file.stem for file in provenance.PACKAGE.glob("*.py") if "\ndef image_set(" in file.read_text("utf-8")
+    )
 
 
 def is_available(name: str) -> bool:

@@ -276,7 +276,7 @@ def predict(
     prepare: Callable[[Tensor], Tensor] | None = None,
     *,
     function: Callable[[nn.Module, Tensor], Tensor] | None = None,
-    batch_size: int = 1000,
+    batch_size: int = 100,
     precision: str = "float32",
     batch_statistics: bool = False,
 ) -> Tensor:
@@ -292,6 +292,7 @@ def predict(
     function : callable, optional
         ``function(model, batch)``, for instance `XCNN.heatmap`; default is the model's own output.
     batch_size : int
+        Small batches stay in a processor's cache: 100 are two to three times faster there than 1,000.
     precision : str
         ``float32`` or ``bfloat16`` (autocast).
     batch_statistics : bool
