@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -89,19 +90,32 @@ def _published() -> dict[str, Path]:
 
 
 def _lay_out(notebook: Path, folder: Path) -> None:
-    """Copy an executed notebook and its record, and take its tagged figures out into files of their own."""
+    """Copy an executed notebook and its record, and take its tagged figures out into files of their own.
+
+    A cell that shows one figure gives ``<tag>.png``, one that shows several ``<tag>-1.png`` and so on.
+    """
     folder.mkdir(parents=True)
     record = records.read_record(notebook.with_suffix(".json"))
     shutil.copy(notebook, folder)
     shutil.copy(notebook.with_suffix(".json"), folder)
     alts = {}
+    shown = list(_tagged(notebook, "figure-", "image/png"))
+    count = Counter(tag for tag, _, _ in shown)
+    for number, (tag, metadata, image) in enumerate(shown):
+        same = sum(before == tag for before, _, _ in shown[:number])
+        name = tag if count[tag] == 1 else f"{tag}-{same + 1}"
+        (folder / f"{name}.png").write_bytes(base64.b64decode(image))
+        alts[name] = metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+    (folder / "figures.json").write_text(json.dumps({"profile": record["profile"], "alt": alts}), encoding="utf-8")
+
+
+def _tagged(notebook: Path, prefix: str, kind: str) -> Iterator[tuple[str, Mapping, str]]:
+    """Yield (tag, metadata, content) of what cells with a tag of that prefix show as that media type."""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for tag in cell["metadata"].get("tags", []):
-            for output in cell.get("outputs", []) if tag.startswith("figure-") else []:
-                if image := output.get("data", {}).get("image/png"):
-                    (folder / f"{tag}.png").write_bytes(base64.b64decode("".join(image)))
-                    alts[tag] = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
-    (folder / "figures.json").write_text(json.dumps({"profile": record["profile"], "alt": alts}), encoding="utf-8")
+            for output in cell.get("outputs", []) if tag.startswith(prefix) else []:
+                if shown := output.get("data", {}).get(kind):
+                    yield tag, cell["metadata"], "".join(shown)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,6 +146,8 @@ def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], publish
         if row.profile
     }
     runs = {name: _run_numbers(records.read_record(path.with_suffix(".json"))) for name, path in published.items()}
+    for name, path in published.items():
+        runs[name] |= {tag.replace("-", "_"): text for tag, _, text in _tagged(path, "table-", "text/markdown")}
     notebooks = sorted({row.notebook for row in [*rows, *own] if row.profile})
     tables = {name: _side_by_side([row for row in rows if row.notebook == name], own) for name in notebooks}
     run = {row.id for row in [*rows, *own] if row.profile}

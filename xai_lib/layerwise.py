@@ -1,0 +1,237 @@
+"""A network's forward pass, call by call, so that each layer's backward pass can follow a rule of its own.
+
+Rules of attribution (LRP, deep Taylor, Excitation Backprop, ...) belong to layers, but a network is any Python code:
+layers as modules, as functions, used twice, joined by a plus sign. `Layerwise` sees every call of torch in the forward
+pass, gives each layer to a rule as an `nn.Module` that does the same, and names the layer for which there is none.
+Nothing of the network is replaced or copied, so there is nothing to put back but its mode and its flags.
+
+Deviation from zennit, whose rules are used: it finds layers as modules and merges BatchNorm by their order in the
+network; here both follow the data, which covers functional code and residual sums as well.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from xai_lib import calls, training
+
+
+@dataclass(eq=False)
+class Layer:
+    """One layer of a forward pass.
+
+    Attributes
+    ----------
+    name : str, the module in which it was called; its second call there ends in ``#2``
+    module : nn.Module of one input that does what the call did, with BatchNorm merged
+    """
+
+    name: str
+    module: nn.Module
+
+
+Rule = Callable[[Layer, Tensor, Tensor], Tensor]
+
+
+class _Ruled(torch.autograd.Function):
+    """Output `y` of a layer with input `x`, whose backward pass is ``back(x, R)``."""
+
+    @staticmethod
+    def forward(ctx, x, y, back):
+        ctx.save_for_backward(x)
+        ctx.back = back
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, relevance):
+        return ctx.back(*ctx.saved_tensors, relevance), None, None
+
+
+def ruled(x: Tensor, y: Tensor, back: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return `y`, from which relevance R flows on to `x` as ``back(x, R)``."""
+    return _Ruled.apply(x, y.detach(), back)
+
+
+class Layerwise(TorchFunctionMode):
+    """A context in which a network's forward pass follows a rule layer by layer.
+
+    On leaving, also by an exception, the network's mode, flags and hooks are what they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In eval mode inside.
+    rule : callable
+        ``rule(layer, x, y)`` with a `Layer`, its input and its output returns the output to go on with: `y`, whose
+        backward pass is the gradient, or `ruled`.
+    strict : bool
+        Raise where a call is no layer that a rule could cover, and merge BatchNorm into the layer before it. Else any
+        call runs as it is, and goes backward by its gradient.
+    watch : str, optional
+        Name of a module; its output is left in `watched`.
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule, strict: bool = True, watch: str | None = None):
+        super().__init__()
+        self.model, self.rule, self.strict, self.watch = model, rule, strict, watch
+        self.watched: Tensor | None = None
+        self.names: list[str] = []
+        self.uses: dict[str, int] = {}
+        self.ruling = False  # a rule is at work; its own calls are no layers
+        self.around = contextlib.ExitStack()
+
+    def __enter__(self):
+        with contextlib.ExitStack() as around:
+            around.enter_context(training.evaluating(self.model))
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    around.callback(parameter.requires_grad_, True)
+                    parameter.requires_grad_(False)
+            for name, module in self.model.named_modules():
+                around.callback(module.register_forward_pre_hook(functools.partial(self._enter, name)).remove)
+                around.callback(module.register_forward_hook(functools.partial(self._leave, name)).remove)
+            self.around = around.pop_all()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.around.close()
+
+    def _enter(self, name: str, *_):
+        self.names.append(name)
+
+    def _leave(self, name: str, module: nn.Module, inputs: tuple, output: Tensor):
+        self.names.pop()
+        if name == self.watch:
+            self.watched = output = self._resolved(output)
+        return output
+
+    def output(self, images: Tensor) -> Tensor:
+        """Return the network's output for `images`, which require a gradient."""
+        return self._resolved(_latest(self.model(images)))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.ruling:
+            return func(*args, **kwargs)
+        try:
+            return self._called(func, args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            shape = next((tuple(one.shape) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)), ())
+            why = str(error).splitlines()[0]
+            raise ValueError(f"images: {self._place()} cannot take an input of shape {shape}: {why}") from None
+
+    def _called(self, func: Callable, args: tuple, kwargs: dict):
+        """Run a call; one in place as its out-of-place form, whose result then stands for what was overwritten."""
+        in_place = func in calls.OUT_OF_PLACE or kwargs.get("inplace") is True
+        args, kwargs = tree_map(_latest, (args, kwargs))
+        result = self._ran(calls.OUT_OF_PLACE.get(func, func), args, kwargs)
+        if in_place and calls.is_tracked(args[0]) and result is not args[0]:
+            args[0].overwritten = result
+        return result
+
+    def _ran(self, func: Callable, args: tuple, kwargs: dict):
+        if not any(map(calls.is_tracked, tree_leaves((args, kwargs)))):
+            return func(*args, **kwargs)
+        if func not in calls.LAYERS and func not in calls.PASSIVE:
+            if self.strict and func is Tensor.__setitem__:
+                raise ValueError(f"model: no rule covers __setitem__, the assignment to a part, in {self._place()}")
+            result = func(*args, **kwargs)
+            if not any(isinstance(one, Tensor) for one in tree_leaves(result)):
+                return result  # a shape, a device: no step of the computation
+            if self.strict:
+                raise ValueError(f"model: no rule covers {_title(func)} in {self._place()}")
+            return result
+        if self.strict and func is functional.batch_norm and hasattr(args[0], "waiting"):
+            merged = self._merged(*args, **kwargs)
+            if merged is not None:
+                return merged
+        args, kwargs = tree_map(self._resolved, (args, kwargs))
+        found = calls.LAYERS[func](func, *args, **kwargs) if func in calls.LAYERS else None
+        if isinstance(found, str) and self.strict:
+            raise ValueError(f"model: no rule covers {_title(func)} {found} in {self._place()}")
+        if found is None or isinstance(found, str):
+            sources = filter(calls.is_tracked, tree_leaves((args, kwargs)))
+            return calls.inherited(func(*args, **kwargs), sources)
+        return found if isinstance(found, Tensor) else self._run(*found)
+
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Run a layer; a linear one waits for a BatchNorm before its rule is applied."""
+        name = self.names[-1] if self.names else ""
+        self.uses[name] = self.uses.get(name, 0) + 1
+        layer = Layer(name if self.uses[name] == 1 else f"{name}#{self.uses[name]}", module)
+        if not (self.strict and isinstance(module, calls.LINEAR)):
+            return self._finished(layer, x, module(x))
+        with torch.no_grad():
+            y = module(x)
+        y.waiting = (layer, x)
+        return y
+
+    def _merged(self, y, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor | None:
+        """Return the output of a linear layer with the BatchNorm after it merged in, which waits in its turn."""
+        layer, x = y.waiting
+        if training or mean is None:
+            return None
+        scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
+        shift = -mean * scale if bias is None else bias - mean * scale
+        old = layer.module
+        shift = shift if old.bias is None else shift + old.bias * scale
+        merged = calls.with_weights(old, old.weight * scale.view(-1, *[1] * (old.weight.ndim - 1)), shift)
+        with torch.no_grad():
+            result = functional.batch_norm(y, mean, var, weight, bias, False, momentum, eps)
+        result.waiting = (Layer(layer.name, merged), x)
+        return result
+
+    def _resolved(self, y):
+        """Return a tensor with the rule of the layer behind it applied, where that waited."""
+        if not hasattr(y, "waiting"):
+            return y
+        if not hasattr(y, "finished"):
+            y.finished = self._finished(*y.waiting, y)
+        return y.finished
+
+    def _finished(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+        self.ruling = True
+        y = self.rule(layer, x, y)
+        self.ruling = False
+        kept = calls.is_nonnegative(x) and isinstance(layer.module, (*calls.MEANS, calls.MaxPool))
+        return calls.inherited(y, [x], layer.name, kept or isinstance(layer.module, calls.RECTIFIERS))
+
+    def _place(self) -> str:
+        name = self.names[-1] if self.names else ""
+        return f"layer {name!r}" if name else f"the forward of {type(self.model).__name__}"
+
+
+def _latest(x):
+    """Return what a call in place has made of a tensor."""
+    while hasattr(x, "overwritten"):
+        x = x.overwritten
+    return x
+
+
+def check(model: nn.Module, images: Tensor) -> None:
+    """Raise a ValueError where images are no finite float batch, or model and images differ in type or device."""
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images must be (N, C, H, W), at least one; got shape {tuple(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images must be float32 or float64; got {images.dtype}")
+    if not images.isfinite().all():
+        bad = (~images.isfinite()).flatten(1).any(1).nonzero()[:, 0]
+        raise ValueError(f"images must be finite; image {bad[0].item()} holds NaN or infinity ({len(bad)} such in all)")
+    for one in model.parameters():
+        if one.is_floating_point() and (one.dtype, one.device) != (images.dtype, images.device):
+            wanted = f"{images.dtype} on {images.device} as the images are"
+            raise ValueError(f"model must be {wanted}; it is {one.dtype} on {one.device}")
+
+
+def _title(func: Callable) -> str:
+    return getattr(func, "__name__", str(func))
