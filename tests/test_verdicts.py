@@ -270,8 +270,8 @@ def test_parts(given, verdict):
         (Summary(99.2341, 0.0001, 5), "99.234 ± 0.000"),  # no more than a thousandth of the mean needs
         (Summary(0.0712345, 0.00012, 5), "0.0712 ± 0.0001"),  # four digits at most
         (Summary(-1.5, 0.2, 3), "−1.50 ± 0.20"),
-        (Summary(10.0, 0.0, 3), "10.000 ± 0.000"),
-        (Summary(0.0, 0.0, 3), "0.00 ± 0.00"),
+        (Summary(10.0, 0.0, 3), "10 ± 0"),
+        (Summary(0.0, 0.0, 3), "0 ± 0"),
         (Summary(0.0, None, 1), "0"),
         (Summary(0.71, None, 1), "0.71"),
         (Summary(3.25, None, 1), "3.25"),

@@ -24,6 +24,7 @@ relevance by contribution, a maximum gives it to the winner, and what has one so
 BatchNorm that follows no layer with weights) hands it on.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -196,7 +197,8 @@ def _preset(method: str, bounds: Sequence, epsilon: float) -> list[tuple]:
 def by_hook(hook: core.Hook, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """Return `y`, from which relevance flows to `x` by a zennit rule, without running the layer again."""
     hook = hook.copy()
-    hook.forward(layer.module, (x.detach(),), y.detach())
+    keywords = [{}] if len(inspect.signature(hook.forward).parameters) == 4 else []  # since zennit 1.0
+    hook.forward(layer.module, (x.detach(),), *keywords, y.detach())
 
     def back(x: Tensor, relevance: Tensor) -> Tensor:
         # Only rules for ReLUs read the gradient itself; the others want its shape.

@@ -57,9 +57,9 @@ class Rule:
         if isinstance(module, calls.LINEAR) and not calls.is_nonnegative(x):
             self.places, self.undefined = [], f"{layer.name!r} ({type(module).__name__})"
         shares: dict[int, tuple] = {}
-        return ruled(x, y, lambda x, p: self.down(layer, x, p, shares))
+        return ruled(x, y, lambda x, p: self._down(layer, x, p, shares))
 
-    def down(self, layer: Layer, x: Tensor, p: Tensor, shares: dict[int, tuple]) -> Tensor:
+    def _down(self, layer: Layer, x: Tensor, p: Tensor, shares: dict[int, tuple]) -> Tensor:
         """Return the probabilities at the input of a layer; normalisers are kept in `shares` for further units."""
         module = layer.module
         if isinstance(module, calls.MEANS):

@@ -158,7 +158,9 @@ def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = 
     count = len(rows[0][1])
     if not count:
         raise ValueError("rows must hold at least one image; got none")
-    figure, axes = plt.subplots(len(rows), count, figsize=(0.82 * count + 0.9, 0.9 * len(rows) + 0.3), squeeze=False)
+    beside = 0.3 + 0.078 * max(len(label) for label, _, _ in rows)  # inches that the labels take
+    size = (0.82 * count + beside, 0.82 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False)
     for line, (label, images, kind) in zip(axes, rows, strict=True):
         limit = images.float().abs().max().item() or 1.0
         scales = {

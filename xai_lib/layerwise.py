@@ -219,7 +219,13 @@ def _latest(x):
 
 
 def check(model: nn.Module, images: Tensor) -> None:
-    """Raise a ValueError where images are no finite float batch, or model and images differ in type or device."""
+    """Check that a model can take a batch of images.
+
+    Raises
+    ------
+    ValueError
+        The images are not (N, C, H, W), float32 or float64 and finite, or differ from the model in type or device.
+    """
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must be (N, C, H, W), at least one; got shape {tuple(images.shape)}")
     if images.dtype not in (torch.float32, torch.float64):

@@ -39,9 +39,11 @@ class Summary:
         """Return "mean ± sd unit", digits as the spread deserves."""
         if self.sd is None:
             number, spread = f"{self.mean:{'+' if signed else ''}.4g}", ""
+        elif self.sd == 0:
+            number, spread = f"{self.mean:{'+' if signed else ''}.4g}", " ± 0"
         else:
             size = max(self.sd, abs(self.mean) / 1000)
-            digits = 2 if size == 0 else min(4, max(0, 1 - math.floor(math.log10(size))))
+            digits = min(4, max(0, 1 - math.floor(math.log10(size))))
             number, spread = f"{self.mean:{'+' if signed else ''}.{digits}f}", f" ± {self.sd:.{digits}f}"
         return f"{number}{spread}{' ' + unit if unit else ''}".replace("-", "−")
 
