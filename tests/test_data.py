@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import hashlib
+import importlib
 import re
 import struct
 from pathlib import Path
@@ -566,3 +567,62 @@ def test_a_full_disk_is_tolerated_and_leaves_nothing_half_written(folder, own_da
         found = data.load(str(folder), "test", size=6)
     assert not list((own_data / "decoded").iterdir())
     assert data.load(str(folder), "test", size=6).checksum == found.checksum
+
+
+# sets that are modules of the package
+
+
+def test_modules_that_are_a_set_are_found():
+    assert "scenes" in data.modules()
+    assert "data" not in data.modules(), "what it is called there does not count"
+    assert not set(data.modules()) & set(data.LOADERS)
+    for name in data.modules():
+        assert callable(importlib.import_module(f"xai_lib.{name}").image_set)
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_a_modules_set_is_what_the_module_gives(own_data, split):
+    found = data.load("scenes", split, size=32, limit=5)
+    expected = importlib.import_module("xai_lib.scenes").image_set(split, 32, 5)
+    assert (found.name, found.classes, found.checksum) == (expected.name, expected.classes, expected.checksum)
+    assert found.images.shape == (5, 3, 32, 32)
+    for key in ("images", "labels", "boxes", "masks"):
+        assert torch.equal(getattr(found, key), getattr(expected, key)), key
+
+
+def test_a_modules_set_has_64_pixels_where_nothing_is_said(own_data):
+    assert data.load("scenes", "test", limit=1).images.shape == (1, 3, 64, 64)
+
+
+def test_an_unknown_set_lists_those_of_modules(own_data):
+    with pytest.raises(ValueError, match=r"unknown data set 'scene'; known: .*\bscenes\b"):
+        data.load("scene")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"limit": 0}, "limit must be at least 1; got 0"),
+        ({"limit": -2}, "limit must be at least 1; got -2"),
+        ({"split": "validation"}, "split must be one of train, test; got 'validation'"),
+    ],
+)
+def test_a_modules_set_is_not_drawn_for_bad_arguments(own_data, monkeypatch, more, text):
+    scenes = importlib.import_module("xai_lib.scenes")
+
+    def draw(*args, **kwargs):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(scenes, "draw", draw)
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        data.load("scenes", **more)
+    with pytest.raises(AssertionError, match="drawn"):
+        data.load("scenes")
+
+
+def test_a_folder_called_like_a_module_is_the_folder(folder, own_data, monkeypatch):
+    """As a path, and as a bare name where it exists; the module's set has no folder."""
+    monkeypatch.chdir(folder.parent)
+    folder.rename(folder.parent / "scenes")
+    assert data.load("./scenes", "test", size=4).name == "folder:scenes/test"
+    assert data.load("scenes", "test", size=4).name == "folder:scenes/test"

@@ -40,7 +40,7 @@ PIXELS = numbers(1, 2).view(1, 1, 1, 2)
 def test_two_layers_by_hand():
     """Unit 0: all to hidden unit 0, shared 1 : 2. Unit 1: 3 : 6 = 1/3 and 2/3; hidden unit 1 is excited by x0 alone.
 
-    So P(x0) = 1/3 * 1/3 + 2/3 * 1 = 7/9 and P(x1) = 1/3 * 2/3 = 2/9. Biases, 3 of hidden unit 1 among them, get nothing.
+    So P(x0) = 1/3 * 1/3 + 2/3 * 1 = 7/9 and P(x1) = 1/3 * 2/3 = 2/9. Biases get nothing.
     """
     found = maps(TWO_TWO, PIXELS, [[0, 1]], layer="")
     torch.testing.assert_close(found.view(2, 2), numbers([1 / 3, 2 / 3], [7 / 9, 2 / 9]))
@@ -98,21 +98,22 @@ def test_pooling_by_hand():
 
 
 def test_in_a_sum_a_negative_summand_gets_nothing_by_hand():
-    """Per pixel x + tanh(x - 2): at x = 1 the second summand is negative, at x = 3 it is tanh(1)."""
+    """The summands 2 x0 and tanh(x1 - 2): at (1, 3) they are 2 and tanh(1), at (1, 1) the second is negative."""
 
     class Joined(nn.Module):
         def __init__(self):
             super().__init__()
-            self.top = nn.Linear(2, 1)
+            self.top = nn.Linear(1, 1)
 
         def forward(self, x):
-            return self.top((x * 2 + torch.tanh(x - 2)).relu().flatten(1))
+            return self.top((x[..., :1] * 2 + torch.tanh(x[..., 1:] - 2)).relu().flatten(1))
 
     model = Joined().double()
-    model.top.weight.data = torch.ones(1, 2).double()
-    sums = numbers(1, 3) * 2 + torch.tanh(numbers(-1, 1))
-    found = maps(model, numbers(1, 3).view(1, 1, 1, 2), [[0]], layer="")
-    torch.testing.assert_close(found.flatten(), sums / sums.sum())  # both summands come from their pixel
+    model.top.weight.data = torch.ones(1, 1).double()
+    share = 2 / (2 + torch.tanh(numbers(1)).item())
+    for pixels, expected in [((1, 3), (share, 1 - share)), ((1, 1), (1, 0))]:
+        found = maps(model, numbers(*pixels).view(1, 1, 1, 2), [[0]], layer="")
+        torch.testing.assert_close(found.flatten(), numbers(*expected))
 
 
 def test_a_neuron_that_nothing_excites_loses_its_probability():
@@ -259,11 +260,10 @@ READ = {  # name: (body, width of the head, where it is read)
     "norm at once": (lambda m, x: m.r1(m.n1(m.c1(m.r0(m.n0(m.c0(x)))))), 4, "r0"),
     "residual": (lambda m, x: m.r2((y := m.r0(m.c0(x))) + m.c2(m.r1(m.c1(y)))), 4, "r0"),
     "residual, signed stem": (lambda m, x: m.r2((y := m.c0(x)) + m.c2(m.r1(m.c1(m.r0(y))))), 4, "r2"),
-    # Each convolution is behind BatchNorm and ReLU, and its output joins the channels before it: the next BatchNorm is
-    # behind none, so that its ReLU is the first after a convolution... of signed inputs there is none but the stem.
+    # BatchNorm and ReLU come before the convolution, and its output joins the channels before it.
     "dense": (lambda m, x: torch.cat([y := m.r0(m.c0(x)), m.c1(m.r1(m.n0(y)))], 1).relu(), 8, "r0"),
     "dense, signed": (lambda m, x: m.r3(torch.cat([y := m.c0(x), m.c1(m.r1(m.n0(y)))], 1)), 8, "r3"),
-    # Two pre-activated blocks: x + c(r(n(x))). The stem is signed and is never rectified on the way that skips.
+    # x + c(r(n(x))): the stem is signed, and is not rectified on the way that skips.
     "pre-activated": (lambda m, x: m.r2(m.n1((y := m.c0(x)) + m.c1(m.r0(m.n0(y))))), 4, "r2"),
     "two branches": (lambda m, x: torch.cat([m.r0(y := m.c0(x)), m.r1(m.c1(m.r2(y)))], 1), 8, None),
     "branches behind one": (lambda m, x: torch.cat([(y := m.r2(m.c0(x))), m.r1(m.c1(y))], 1), 8, "r2"),
@@ -299,7 +299,7 @@ def test_a_pre_activated_network_of_two_blocks_with_a_rectified_stem_is_read_at_
     def body(m, x):
         x = m.r0(m.c0(x))
         x = x + m.c1(m.r1(m.n0(x)))
-        return x + m.c2(m.r2(m.n1(x)))
+        return m.r3(m.n2(x + m.c2(m.r2(m.n1(x)))))
 
     model, images = Read(body), random(2, 3, 8, 8)
     found = maps(model, images, [[0], [1]])
@@ -332,12 +332,10 @@ def test_a_map_is_upsampled_bilinearly():
     torch.testing.assert_close(maps(model, IMAGES, [[1]] * 3, layer="4"), expected)
 
 
-@pytest.mark.parametrize(("layer", "found"), [("7", r"\(3, 32\)"), ("10", r"\(3, 5\)"), ("unused", "none")])
+@pytest.mark.parametrize(("layer", "found"), [("head", r"\(3, 3\)"), ("r3", "none")])
 def test_a_layer_without_positions_is_refused(layer, found):
-    model = network()
-    model.register_module("unused", None)
     with pytest.raises(ValueError, match=rf"^layer must give \(N, C, h, w\) .*; '{layer}' gives {found}$"):
-        maps(model, IMAGES, [[1]] * 3, layer=layer)
+        maps(Read(READ["plain"][0]), IMAGES, [[1]] * 3, layer=layer)
 
 
 def test_negative_pixels_are_refused_where_the_map_is_read_there():

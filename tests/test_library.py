@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from xai_lib import provenance
+from xai_lib import data, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "xai_lib").rglob("*.py"))
@@ -389,3 +389,38 @@ def test_the_checks_see_what_they_look_for():
     assert entries(sections(ast.get_docstring(silent))["Parameters"]) == ["y"] != documented_arguments(silent)
     with pytest.raises(AssertionError, match="underline"):
         sections("Return.\n\nReturns\n----\nint")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets that are modules
+
+
+def named_sets(code, *parameters):
+    """Names of sets that are modules among the texts of a source and the values of parameters."""
+    texts = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    values = {value for held in parameters for value in held.values() if isinstance(value, str)}
+    return (texts | values) & set(data.modules())
+
+
+def profiles_parameters(notebook):
+    """Parameters of a notebook, one dict for each profile."""
+    profiles = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / "profiles").glob("*.yml")]
+    assert profiles
+    return [one["notebooks"].get(notebook, {}).get("parameters", {}) for one in profiles]
+
+
+@notebooks
+def test_a_notebook_imports_the_modules_whose_sets_it_loads(path):
+    """By a name alone, as in ``data.load("scenes")``, a change of the module's code would not be seen."""
+    used = named_sets(
+        provenance.notebook_code(path), provenance.notebook_parameters(path), *profiles_parameters(path.stem)
+    )
+    assert used - {one.stem for one in provenance.imported_modules(path)} == set()
+
+
+def test_names_of_sets_are_found():
+    assert "scenes" in data.modules()
+    assert named_sets('data.load("scenes", "train")') == {"scenes"}
+    assert named_sets("data.load(dataset)", {"dataset": "scenes", "seeds": [0]}) == {"scenes"}
+    assert named_sets('data.load("digits"); title = "ten scenes"', {"dataset": "auto:mnist"}) == set()
+    assert any(named_sets(provenance.notebook_code(path)) for path in NOTEBOOKS)

@@ -184,6 +184,8 @@ def seed_dots(
 ) -> Figure:
     """Draw a dot for each seed and a bar for the mean of each group; nothing for a group without values.
 
+    Up to six groups stand side by side; more lie under each other, the first on top, so that names can be read.
+
     Parameters
     ----------
     groups : mapping
@@ -191,25 +193,36 @@ def seed_dots(
     ylabel : str
         What the values are, with unit.
     zero : float, optional
-        Height of a thin reference line.
+        Value of a thin reference line.
     """
-    figure, axes = plt.subplots(figsize=(max(4.0, 1.25 * len(groups)), 3.2))
+    lying = len(groups) > 6
+    size = (6.4, 0.6 + 0.28 * len(groups)) if lying else (max(4.0, 1.25 * len(groups)), 3.2)
+    figure, axes = plt.subplots(figsize=size)
+
+    def plot(places, numbers, *marks, **settings):
+        axes.plot(*((numbers, places) if lying else (places, numbers)), *marks, **settings)
+
     for x, values in enumerate(groups.values()):
         numbers = list(values.values())
         if not numbers:
             continue
         spread = [x + 0.05 * (k - (len(numbers) - 1) / 2) for k in range(len(numbers))]
-        axes.plot(spread, numbers, "o", color=SECOND, markersize=5, alpha=0.85)
-        axes.plot([x - 0.25, x + 0.25], [sum(numbers) / len(numbers)] * 2, color=ACCENT)
+        plot(spread, numbers, "o", color=SECOND, markersize=5, alpha=0.85)
+        plot([x - 0.25, x + 0.25], [sum(numbers) / len(numbers)] * 2, color=ACCENT)
     if zero is not None:
-        axes.axhline(zero, color=QUIET, linewidth=0.8)
-    axes.set_xticks(range(len(groups)), list(groups))
-    axes.set(ylabel=ylabel, xlim=(-0.6, len(groups) - 0.4))
+        (axes.axvline if lying else axes.axhline)(zero, color=QUIET, linewidth=0.8)
+    if lying:
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.set(xlabel=ylabel, ylim=(len(groups) - 0.4, -0.6))
+    else:
+        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set(ylabel=ylabel, xlim=(-0.6, len(groups) - 0.4))
     return figure
 
 
 def _cell(value: object) -> str:
-    return re.sub(r"\s*\n\s*", " ", str(value)).replace("|", "\\|")
+    text = re.sub(r"\s*\n\s*", " ", str(value)).replace("|", "\\|")
+    return text.replace(" ± ", "\u00a0±\u00a0")  # a number and its spread stay on one line
 
 
 class Table:

@@ -39,7 +39,7 @@ class Summary:
         """Return "mean ± sd unit", digits as the spread deserves."""
         if self.sd is None:
             number, spread = f"{self.mean:{'+' if signed else ''}.4g}", ""
-        elif self.sd == 0:
+        elif self.sd <= 1e-12 * abs(self.mean):  # nothing but rounding
             number, spread = f"{self.mean:{'+' if signed else ''}.4g}", " ± 0"
         else:
             size = max(self.sd, abs(self.mean) / 1000)

@@ -1,0 +1,167 @@
+"""The code that the pages print, run as printed, and what they say of torchvision's networks."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from xai_lib import attribution, faithfulness
+
+BOOK = Path(__file__).resolve().parent.parent / "book"
+OWN_MODEL = (BOOK / "own-model.md").read_text(encoding="utf-8")
+HEATMAPS = (BOOK / "heatmaps" / "index.md").read_text(encoding="utf-8")
+
+
+def blocks(text):
+    """Return the Python code of a page, block by block."""
+    return re.findall(r"(?ms)^```python\n(.*?)^```$", text)
+
+
+def replaced(code, *pairs):
+    """Return code with texts replaced, each of which is there once."""
+    for old, new in pairs:
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    return code
+
+
+@pytest.fixture
+def folder(tmp_path, own_data):
+    """Two class folders of small pictures in random colours, 12 for testing."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(30):
+            pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{k}.png")
+    yield tmp_path / "photos"
+    plt.close("all")
+
+
+def test_the_blocks_of_own_model_run_in_order(folder, capsys):
+    """At 64 pixels, with an untrained network."""
+    first, *others = blocks(OWN_MODEL)
+    pairs = [('"path/to/folder"', repr(str(folder))), ('weights="DEFAULT"', "weights=None"), ("size=224", "size=64")]
+    names: dict[str, object] = {}
+    torch.manual_seed(0)
+    exec(replaced(first, *pairs), names)
+    photos, maps = names["photos"], names["maps"]
+    assert photos.images.shape == (12, 3, 64, 64)
+    assert maps.shape == (8, 1, 64, 64)
+    assert maps.abs().sum((1, 2, 3)).min() > 0
+    assert len(plt.get_fignums()) == 1
+    three_more, sensitivity = others
+    exec(three_more, names)
+    assert names["patterns"].estimator == "two-component"
+    assert names["maps"].shape == (8, 1, 64, 64)
+    assert not torch.equal(names["maps"], maps), "PatternNet's"
+    names["maps"] = maps
+    exec(sensitivity, names)
+    assert names["faithfulness"] is faithfulness
+    printed = float(re.search(r"tensor\(([-\d.e]+)", capsys.readouterr().out)[1])
+    assert 0 <= printed <= 2
+    assert printed == pytest.approx(faithfulness.target_sensitivity(maps, names["other"]).nanmean().item(), abs=1e-3)
+
+
+def test_the_first_block_of_own_model_is_short():
+    """Fewer than 10 lines, imports and blank ones included."""
+    assert len(blocks(OWN_MODEL)[0].splitlines()) < 10
+
+
+def test_the_bounds_that_own_model_prints_are_those_of_its_pixels():
+    names: dict[str, object] = {}
+    exec(blocks(OWN_MODEL)[1].splitlines()[0], names)
+    mean, std = map(float, re.search(r"Normalize\(mean=([\d.]+), std=([\d.]+)\)", OWN_MODEL).groups())
+    assert names["ends"] == pytest.approx((-mean / std, (1 - mean) / std))
+
+
+def test_the_blocks_of_heatmaps_run():
+    """With fewer scenes than they say."""
+    drawing, door = blocks(HEATMAPS)
+    pairs = [('"train", size=64', '"train", size=64, limit=6'), ("draw(100,", "draw(4,")]
+    names: dict[str, object] = {}
+    exec(replaced(drawing, *pairs), names)
+    train, pairs = names["train"], names["pairs"]
+    assert train.images.shape == (6, 3, 64, 64)
+    assert train.masks.shape == (6, 64, 64)
+    assert train.boxes.shape == (6, 4)
+    assert len(pairs.images) == 4
+    torch.manual_seed(0)
+    names["images"] = train.images.float() / 255
+    names["model"] = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    exec(door, names)
+    assert names["maps"].shape == (6, 1, 64, 64)
+    assert names["maps"].abs().sum((1, 2, 3)).min() > 0
+
+
+def test_heatmaps_says_how_many_scenes_there_are():
+    from xai_lib import scenes
+
+    count = re.search(r"# ([\d,]+) scenes with masks and boxes", HEATMAPS)[1].replace(",", "")
+    assert scenes.SPLIT_COUNTS["train"] == int(count)
+
+
+# torchvision's networks, as own-model.md lists them
+
+TABLE = dict(re.findall(r"(?m)^\| (AlexNet.*?|EfficientNet.*?) \| (yes|no)\b.*\|$", OWN_MODEL))
+NETWORKS = {  # name in the table: (network of torchvision, side of the images, how its error begins)
+    "AlexNet": ("alexnet", 63, ""),
+    "VGG": ("vgg11_bn", 32, ""),
+    "SqueezeNet": ("squeezenet1_1", 32, ""),
+    "GoogLeNet": ("googlenet", 32, ""),
+    "ResNet": ("resnet18", 32, ""),
+    "DenseNet": ("densenet121", 32, ""),
+    "MobileNetV2": ("mobilenet_v2", 32, ""),
+    "ShuffleNet": ("shufflenet_v2_x0_5", 32, ""),
+    "EfficientNet": ("efficientnet_b0", 32, "mul of two computed values in layer 'features.1.0.block.1'"),
+    "RegNet-Y": ("regnet_y_400mf", 32, "mul of two computed values in layer 'trunk_output.block1.block1-0.f.se'"),
+    "ConvNeXt": ("convnext_tiny", 32, "layer_norm in layer 'features.0.1'"),
+    "ViT": ("vit_b_16", 32, "layer_norm in layer 'encoder.layers.encoder_layer_0.ln_1'"),
+}
+
+
+def test_the_table_lists_these_networks():
+    rows = {kind: re.findall(r"[A-Z][\w-]+", re.sub(r"\(.*?\)", "", row)) for row, kind in TABLE.items()}
+    assert rows["yes"] == [name for name, (_, _, error) in NETWORKS.items() if not error]
+    assert rows["no"] == [name for name, (_, _, error) in NETWORKS.items() if error]
+
+
+def untrained(name):
+    network, size, _ = NETWORKS[name]
+    more = {"init_weights": False} if network == "googlenet" else {}
+    if network == "vit_b_16":
+        make = torchvision.models.VisionTransformer
+        model = make(size, 16, 1, 2, 8, 16, num_classes=10)  # the same code, small
+    else:
+        model = getattr(torchvision.models, network)(weights=None, num_classes=10, **more)
+    return model.eval(), torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["SqueezeNet", "GoogLeNet", "ResNet", "DenseNet", "MobileNetV2", "ShuffleNet"])
+def test_networks_with_rules_for_every_layer(name):
+    torch.manual_seed(0)
+    model, images = untrained(name)
+    found = attribution.explain("lrp", model, images, 1)  # AlexNet and VGG, as plain, have weights of seconds
+    assert found.shape == (1, 1, *images.shape[2:])
+    assert found.isfinite().all()
+    assert found.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, error) in NETWORKS.items() if error])
+def test_networks_without_rules_for_every_layer(name):
+    """With the message in the form that the page prints; the gradient and its like remain."""
+    torch.manual_seed(0)
+    model, images = untrained(name)
+    with pytest.raises(ValueError, match="^model: no rule covers ") as info:
+        attribution.explain("lrp", model, images, 1)
+    error = f"model: no rule covers {NETWORKS[name][2]}"
+    assert str(info.value) == error
+    if name == "ViT":
+        assert f"ValueError: {error}\n" in OWN_MODEL
+    for method in ("guided_backprop", "grad_cam"):
+        assert attribution.explain(method, model, images, 1).isfinite().all(), method
