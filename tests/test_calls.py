@@ -221,7 +221,7 @@ def test_a_convolution_is_known_by_its_settings():
     (layer, _), _ = seen(CONVOLUTIONS["by position"], IMAGES.clone().requires_grad_())
     sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.groups)
     assert sizes == (4, 6, (3, 3), 2)
-    assert (layer.stride, layer.padding, layer.dilation, layer.training) == (2, 1, 2, False)
+    assert (layer.stride, layer.padding, layer.dilation, layer.training) == ((2, 2), (1, 1), (2, 2), False)
     (layer, _), _ = seen(DENSE["by position"], IMAGES.clone().requires_grad_())
     assert (layer.in_features, layer.out_features) == (6, 6)
 

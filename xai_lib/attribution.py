@@ -130,11 +130,11 @@ def _backward(make: Callable, method: str, model: nn.Module, images: Tensor, tar
     images = images.detach().clone().requires_grad_()
     with Layerwise(model, make(), strict=method not in _GRADIENTS) as network:
         logits = _checked_logits(network.output(images), targets)
-    found = []
-    for one in targets.T:
-        chosen = logits.gather(1, one[:, None])
-        start = chosen.detach() if method in _RELEVANCE else torch.ones_like(chosen)
-        found.append(torch.autograd.grad(chosen, images, start, retain_graph=True)[0].sum(1))
+        found = []
+        for one in targets.T:
+            chosen = logits.gather(1, one[:, None])
+            start = chosen.detach() if method in _RELEVANCE else torch.ones_like(chosen)
+            found.append(torch.autograd.grad(chosen, images, start, retain_graph=True)[0].sum(1))
     return torch.stack(found, 1)
 
 
@@ -155,14 +155,14 @@ def _grad_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str | No
     images = images.detach().clone().requires_grad_()
     with Layerwise(model, keep, strict=False, watch=layer or None) as network:
         logits = _checked_logits(network.output(images), targets)
-    on_all_paths = [name for name in places if name in calls.passed(logits)]
-    place = network.watched if layer else places.get((on_all_paths or [*places] or [""])[-1])
-    if place is None or place.ndim != 4:
-        raise ValueError(f"layer must give (N, C, h, w) activations for grad_cam; got {layer!r} in {_name(model)}")
-    found = []
-    for one in targets.T:
-        (slope,) = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), place, retain_graph=True)
-        found.append((slope.mean((2, 3), keepdim=True) * place.detach()).sum(1).clamp(min=0))
+        on_all_paths = [name for name in places if name in calls.passed(logits)]
+        place = network.watched if layer else places.get((on_all_paths or [*places] or [""])[-1])
+        if not isinstance(place, Tensor) or place.ndim != 4:
+            raise ValueError(f"layer must give (N, C, h, w) activations for grad_cam; got {layer!r} in {_name(model)}")
+        found = []
+        for one in targets.T:
+            (slope,) = torch.autograd.grad(logits.gather(1, one[:, None]).sum(), place, retain_graph=True)
+            found.append((slope.mean((2, 3), keepdim=True) * place.detach()).sum(1).clamp(min=0))
     return functional.interpolate(torch.stack(found, 1), size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -297,7 +297,7 @@ def _targets(target: int | Tensor, count: int) -> Tensor:
     return found.long().reshape(count, -1)
 
 
-def _checked_logits(logits: Tensor, targets: Tensor) -> Tensor:
+def _checked_logits(logits: object, targets: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits (N, K); got {found}")

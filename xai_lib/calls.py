@@ -85,6 +85,30 @@ def inherited(result, sources: Iterable[Tensor], name: str | None = None, nonneg
     return result
 
 
+def related(result, sources: Iterable[Tensor]):
+    """Return the result of a call, noted where it is a view of the same memory as one of its sources."""
+    for source in sources:
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():
+                source.family = one.family = [*getattr(source, "family", [source]), one]
+                for other in source.family:
+                    other.family = source.family
+    return result
+
+
+def relatives(x: Tensor) -> list[Tensor]:
+    """Return the other tensors of a pass that are views of the same memory."""
+    x = getattr(x, "finished", x)
+    return [one for one in getattr(x, "family", ()) if one is not x]
+
+
+def is_in_place(func: Callable, kwargs: dict) -> bool:
+    """Say whether a call overwrites its first argument."""
+    name = getattr(func, "__name__", "")
+    ends = name.endswith("_") and not name.endswith("__") and name not in ("requires_grad_", "share_memory_")
+    return func in OUT_OF_PLACE or ends or name == "__setitem__" or kwargs.get("inplace") is True
+
+
 def _call(function: Callable, args: tuple, kwargs: dict, x: Tensor) -> Tensor:
     return function(x, *args, **kwargs)
 
@@ -105,10 +129,19 @@ def _stand_in(kind: type, weight: Tensor, bias: Tensor | None, **settings) -> nn
     return module
 
 
+def _pair(value) -> tuple | str:
+    """Return a setting of a convolution as nn.Conv2d keeps it."""
+    if isinstance(value, str):
+        return value
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * 2 if len(value) == 1 else value
+
+
 def _conv2d(function, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    stride, padding, dilation = map(_pair, (stride, padding, dilation))
     sides = {"kernel_size": tuple(weight.shape[2:]), "stride": stride, "dilation": dilation}
     channels = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0], "groups": groups}
-    edges = {"padding": padding, "padding_mode": "zeros"}
+    edges = {"padding": padding, "padding_mode": "zeros", "transposed": False, "output_padding": (0, 0)}
     return _stand_in(nn.Conv2d, weight, bias, **sides, **channels, **edges), input
 
 
@@ -120,6 +153,10 @@ def _batch_norm(function, input, mean, var, weight=None, bias=None, training=Fal
     if training or mean is None:
         return "with batch statistics"
     return Elementwise(function, mean, var, weight, bias, False, momentum, eps), input
+
+
+def _torch_batch_norm(function, input, weight, bias, mean, var, training, momentum, eps, cudnn_enabled):
+    return _batch_norm(functional.batch_norm, input, mean, var, weight, bias, training, momentum, eps)
 
 
 def _add(function, input, other, *, alpha=1):
@@ -144,7 +181,8 @@ def _scale(function, input, other=1, **kwargs):
     return Elementwise(lambda one: function(input, one, **kwargs)), x
 
 
-def _mean(function, input, dim=None, keepdim=False, **kwargs):
+def _mean(function, input, dim=None, keepdim=False, axis=None, **kwargs):
+    dim = axis if dim is None else dim
     dims = {one % input.ndim for one in ((dim,) if isinstance(dim, int) else dim or ())}
     return (SpatialMean(keepdim), input) if input.ndim == 4 and dims == {2, 3} else "over other dimensions than 2 and 3"
 
@@ -176,14 +214,16 @@ def _interpolate(function, input, *args, **kwargs):
     return Upsample(function, *args, **kwargs), input
 
 
-def _dropout(function, input, p=0.5, training=True, inplace=False):
+def _dropout(function, input, p=0.5, training=True, inplace=False, train=None):
+    training = training if train is None else train  # torch.dropout's word
     return "that is active in eval mode" if training else input
 
 
 def _functions(names: str) -> list[Callable]:
     """Return the functions of these names, wherever torch has them."""
     homes = (torch, Tensor, functional)
-    return [getattr(home, name) for name in names.split() for home in homes if hasattr(home, name)]
+    found = [getattr(home, name, None) for name in names.split() for home in homes]
+    return [one for one in found if callable(one)]  # torch.float is a type of numbers
 
 
 LAYERS = {
@@ -191,7 +231,6 @@ LAYERS = {
     for names, build in {
         "conv2d": _conv2d,
         "linear": _linear,
-        "batch_norm": _batch_norm,
         "add __add__ __radd__": _add,
         "mul __mul__ __rmul__ div __truediv__ sub __sub__ rsub __rsub__ neg __neg__": _scale,
         "mean": _mean,
@@ -205,11 +244,13 @@ LAYERS = {
     }.items()
     for function in _functions(names)
 }
+LAYERS |= {functional.batch_norm: _batch_norm, torch.batch_norm: _torch_batch_norm}
 # Values change place and nothing else.
 PASSIVE = set(
     _functions(
-        "flatten view reshape permute transpose contiguous squeeze unsqueeze expand expand_as __getitem__ chunk split "
-        "cat concat stack pad clone movedim narrow select flip roll unbind unflatten pixel_shuffle channel_shuffle to t"
+        "flatten unflatten view view_as reshape reshape_as permute transpose t swapaxes movedim contiguous clone to "
+        "float double squeeze unsqueeze expand expand_as __getitem__ chunk split narrow select unbind cat concat stack "
+        "pad flip roll pixel_shuffle channel_shuffle"
     )
 )
 OUT_OF_PLACE = {

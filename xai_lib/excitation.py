@@ -59,6 +59,20 @@ class Rule:
         shares: dict[int, tuple] = {}
         return ruled(x, y, lambda x, p: self._down(layer, x, p, shares))
 
+    def place(self, logits: Tensor) -> Tensor:
+        """Return the first place that all paths to the logits pass.
+
+        Raises
+        ------
+        ValueError
+            There is none.
+        """
+        for name, output in self.places:
+            if name in calls.passed(logits):
+                return output
+        why = f"none that all paths pass is above layer {self.undefined}"
+        raise ValueError(f"model: Excitation Backprop needs a non-negative layer with positions; {why}")
+
     def _down(self, layer: Layer, x: Tensor, p: Tensor, shares: dict[int, tuple]) -> Tensor:
         """Return the probabilities at the input of a layer; normalisers are kept in `shares` for further units."""
         module = layer.module
@@ -116,19 +130,14 @@ def maps(
     images = images.detach().clone().requires_grad_()
     with Layerwise(model, rule, watch=layer or None) as network:
         logits = network.output(images)
-    units = select(logits)
-    rule.contrastive = contrastive
-    place = images if layer == "" else network.watched
-    if layer and (place is None or place.ndim != 4):
-        found = "none" if place is None else tuple(place.shape)
-        raise ValueError(f"layer must give (N, C, h, w) activations in the pass; {layer!r} gives {found}")
-    if layer is None:
-        place = next((output for name, output in rule.places if name in calls.passed(logits)), None)
-    if place is None:
-        why = f"none that all paths pass is above layer {rule.undefined}"
-        raise ValueError(f"model: Excitation Backprop needs a non-negative layer with positions; {why}")
-    start = functional.one_hot(units, logits.shape[1]).to(logits.dtype)  # (N, T, K)
-    found = torch.autograd.grad(logits, place, start.transpose(0, 1), is_grads_batched=True)[0]
+        units = select(logits)
+        rule.contrastive = contrastive
+        place = images if layer == "" else network.watched if layer else rule.place(logits)
+        if not isinstance(place, Tensor) or place.ndim != 4:
+            found = tuple(place.shape) if isinstance(place, Tensor) else "none"
+            raise ValueError(f"layer must give (N, C, h, w) activations in the pass; {layer!r} gives {found}")
+        start = functional.one_hot(units, logits.shape[1]).to(logits.dtype)  # (N, T, K)
+        found = torch.autograd.grad(logits, place, start.transpose(0, 1), is_grads_batched=True)[0]
     found = found.sum(2).transpose(0, 1)  # (T, N, C, h, w) to (N, T, h, w)
     if found.shape[2:] == images.shape[2:]:
         return found

@@ -59,10 +59,11 @@ def ruled(x: Tensor, y: Tensor, back: Callable[[Tensor, Tensor], Tensor]) -> Ten
     return _Ruled.apply(x, y.detach(), back)
 
 
-class Layerwise(TorchFunctionMode):
-    """A context in which a network's forward pass follows a rule layer by layer.
+class Layerwise:
+    """A context in which a network's forward pass follows a rule layer by layer, for ``output(images)``.
 
-    On leaving, also by an exception, the network's mode, flags and hooks are what they were.
+    The backward pass belongs inside as well. On leaving, also by an exception, the network's mode, flags and hooks are
+    what they were.
 
     Parameters
     ----------
@@ -79,7 +80,6 @@ class Layerwise(TorchFunctionMode):
     """
 
     def __init__(self, model: nn.Module, rule: Rule, strict: bool = True, watch: str | None = None):
-        super().__init__()
         self.model, self.rule, self.strict, self.watch = model, rule, strict, watch
         self.watched: Tensor | None = None
         self.names: list[str] = []
@@ -98,16 +98,15 @@ class Layerwise(TorchFunctionMode):
                 around.callback(module.register_forward_pre_hook(functools.partial(self._enter, name)).remove)
                 around.callback(module.register_forward_hook(functools.partial(self._leave, name)).remove)
             self.around = around.pop_all()
-        return super().__enter__()
+        return self
 
     def __exit__(self, *error):
-        super().__exit__(*error)
         self.around.close()
 
     def _enter(self, name: str, *_):
         self.names.append(name)
 
-    def _leave(self, name: str, module: nn.Module, inputs: tuple, output: Tensor):
+    def _leave(self, name: str, module: nn.Module, inputs: tuple, output):
         self.names.pop()
         if name == self.watch:
             self.watched = output = self._resolved(output)
@@ -115,10 +114,18 @@ class Layerwise(TorchFunctionMode):
 
     def output(self, images: Tensor) -> Tensor:
         """Return the network's output for `images`, which require a gradient."""
-        return self._resolved(_latest(self.model(images)))
+        with _Seen(self):
+            found = self.model(images)
+        return self._resolved(_latest(found))
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def called(self, func: Callable, args: tuple, kwargs: dict):
+        """Run a call of the pass, or say in one line which layer cannot take its input.
+
+        Raises
+        ------
+        ValueError
+            No rule covers the call, or torch refuses its input.
+        """
         if self.ruling:
             return func(*args, **kwargs)
         try:
@@ -131,26 +138,35 @@ class Layerwise(TorchFunctionMode):
             raise ValueError(f"images: {self._place()} cannot take an input of shape {shape}: {why}") from None
 
     def _called(self, func: Callable, args: tuple, kwargs: dict):
-        """Run a call; one in place as its out-of-place form, whose result then stands for what was overwritten."""
-        in_place = func in calls.OUT_OF_PLACE or kwargs.get("inplace") is True
+        """Run a call; one in place on a copy, which then stands for what was overwritten."""
         args, kwargs = tree_map(_latest, (args, kwargs))
-        result = self._ran(calls.OUT_OF_PLACE.get(func, func), args, kwargs)
-        if in_place and calls.is_tracked(args[0]) and result is not args[0]:
-            args[0].overwritten = result
+        if not any(map(calls.is_tracked, tree_leaves((args, kwargs)))):
+            return func(*args, **kwargs)
+        if not calls.is_in_place(func, kwargs) or not calls.is_tracked(args[0]):
+            return self._ran(func, args, kwargs)
+        target = args[0]
+        if func in calls.OUT_OF_PLACE or func in calls.LAYERS:
+            changed = result = self._ran(calls.OUT_OF_PLACE.get(func, func), args, kwargs)
+        elif self.strict:
+            raise ValueError(f"model: no rule covers {_title(func)} in {self._place()}")
+        else:
+            changed = target.clone()
+            result = func(changed, *args[1:], **kwargs)
+        if changed is target:
+            return result  # nothing was written: a dropout that is off
+        target.overwritten = changed
+        for other in calls.relatives(target):
+            other.spoiled = f"model: {_title(func)} in {self._place()} writes in place into memory that others view"
         return result
 
     def _ran(self, func: Callable, args: tuple, kwargs: dict):
-        if not any(map(calls.is_tracked, tree_leaves((args, kwargs)))):
-            return func(*args, **kwargs)
         if func not in calls.LAYERS and func not in calls.PASSIVE:
-            if self.strict and func is Tensor.__setitem__:
-                raise ValueError(f"model: no rule covers __setitem__, the assignment to a part, in {self._place()}")
             result = func(*args, **kwargs)
             if not any(isinstance(one, Tensor) for one in tree_leaves(result)):
                 return result  # a shape, a device: no step of the computation
             if self.strict:
                 raise ValueError(f"model: no rule covers {_title(func)} in {self._place()}")
-            return result
+            return calls.related(result, filter(calls.is_tracked, tree_leaves((args, kwargs))))
         if self.strict and func is functional.batch_norm and hasattr(args[0], "waiting"):
             merged = self._merged(*args, **kwargs)
             if merged is not None:
@@ -160,8 +176,8 @@ class Layerwise(TorchFunctionMode):
         if isinstance(found, str) and self.strict:
             raise ValueError(f"model: no rule covers {_title(func)} {found} in {self._place()}")
         if found is None or isinstance(found, str):
-            sources = filter(calls.is_tracked, tree_leaves((args, kwargs)))
-            return calls.inherited(func(*args, **kwargs), sources)
+            sources = list(filter(calls.is_tracked, tree_leaves((args, kwargs))))
+            return calls.related(calls.inherited(func(*args, **kwargs), sources), sources)
         return found if isinstance(found, Tensor) else self._run(*found)
 
     def _run(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -179,8 +195,9 @@ class Layerwise(TorchFunctionMode):
     def _merged(self, y, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor | None:
         """Return the output of a linear layer with the BatchNorm after it merged in, which waits in its turn."""
         layer, x = y.waiting
-        if training or mean is None:
+        if training or mean is None or (isinstance(layer.module, nn.Linear) and y.ndim != 2):
             return None
+        y.is_merged = True
         scale = torch.rsqrt(var + eps) if weight is None else weight * torch.rsqrt(var + eps)
         shift = -mean * scale if bias is None else bias - mean * scale
         old = layer.module
@@ -188,7 +205,7 @@ class Layerwise(TorchFunctionMode):
         merged = calls.with_weights(old, old.weight * scale.view(-1, *[1] * (old.weight.ndim - 1)), shift)
         with torch.no_grad():
             result = functional.batch_norm(y, mean, var, weight, bias, False, momentum, eps)
-        result.waiting = (Layer(layer.name, merged), x)
+        result.waiting = (Layer(f"{layer.name}#merged" if hasattr(y, "finished") else layer.name, merged), x)
         return result
 
     def _resolved(self, y):
@@ -196,12 +213,17 @@ class Layerwise(TorchFunctionMode):
         if not hasattr(y, "waiting"):
             return y
         if not hasattr(y, "finished"):
-            y.finished = self._finished(*y.waiting, y)
+            layer, x = y.waiting
+            if hasattr(y, "is_merged"):  # read with its BatchNorm and without
+                layer = Layer(f"{layer.name}#raw", layer.module)
+            y.finished = self._finished(layer, x, y)
         return y.finished
 
     def _finished(self, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         self.ruling = True
         y = self.rule(layer, x, y)
+        if not y.requires_grad:  # the output of a linear layer as it came
+            y = layer.module(x)
         self.ruling = False
         kept = calls.is_nonnegative(x) and isinstance(layer.module, (*calls.MEANS, calls.MaxPool))
         return calls.inherited(y, [x], layer.name, kept or isinstance(layer.module, calls.RECTIFIERS))
@@ -211,10 +233,24 @@ class Layerwise(TorchFunctionMode):
         return f"layer {name!r}" if name else f"the forward of {type(self.model).__name__}"
 
 
+class _Seen(TorchFunctionMode):
+    """Hands every call of torch to a `Layerwise`."""
+
+    def __init__(self, network: Layerwise):
+        super().__init__()
+        self.network = network
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return self.network.called(func, args, kwargs or {})
+
+
 def _latest(x):
-    """Return what a call in place has made of a tensor."""
+    """Return what calls in place have made of a tensor."""
     while hasattr(x, "overwritten"):
         x = x.overwritten
+    spoiled = getattr(getattr(x, "finished", x), "spoiled", None)
+    if spoiled:
+        raise ValueError(spoiled)
     return x
 
 

@@ -93,8 +93,8 @@ def _samples(module: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])
     padding = module.padding
     if isinstance(padding, str):  # "same" or "valid"
-        dilation = module.dilation if isinstance(module.dilation, tuple) else (module.dilation,) * 2
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, module.kernel_size, strict=True)]
+        sides = zip(module.dilation, module.kernel_size, strict=True)
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in sides]
         x = functional.pad(x, [side for one in total[::-1] for side in (one // 2, one - one // 2)])
         padding = 0
     patches = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
@@ -128,6 +128,8 @@ def fit_patterns(
     check(model, images)
     if len(images) < 2:
         raise ValueError(f"images must be two or more; got {len(images)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     sums: dict[str, _Sums] = {}
 
     def rule(layer: Layer, x: Tensor, y: Tensor) -> Tensor:
