@@ -113,7 +113,13 @@ class Layerwise:
         return output
 
     def output(self, images: Tensor) -> Tensor:
-        """Return the network's output for `images`, which require a gradient."""
+        """Return the network's output for `images`, which require a gradient.
+
+        Raises
+        ------
+        ValueError
+            No rule covers a call, or a layer cannot take its input.
+        """
         with _Seen(self):
             found = self.model(images)
         return self._resolved(_latest(found))
