@@ -1,9 +1,11 @@
 """Attribution methods side by side with zennit's, called as its user would: one image at a time, and as a batch.
 
-Same network, same images, same threads, in one process; zennit has BatchNorm merged by its canonizer. Then five maps of
-one image by contrastive Excitation Backprop: one call for all, five calls, and five pairs of passes by zennit's
-Excitation Backprop, unit and dual unit, which is how one would do it without ours. Times are medians; memory is that of
-the tensors alive at once. Usage: ``python benchmarks/attribution.py [images] [threads]``.
+Methods that zennit does not have are timed alone. Same network, same images, same threads, in one process; zennit has
+BatchNorm merged by its canonizer. Then five maps of one image by contrastive Excitation Backprop: one call for all, five
+calls, and five pairs of passes by zennit's Excitation Backprop, unit and dual unit, which is how one would do it without
+ours. Times are medians; memory is that of the tensors alive at once.
+
+Usage: ``python benchmarks/attribution.py [images] [threads]``.
 """
 
 import copy
@@ -37,6 +39,7 @@ def zennit_composites() -> dict[str, object]:
         "deconvolution": composites.DeconvNet(),
         "deep_taylor": deep(layer_map=base + positive, first_map=pixels, canonizers=canonizers),
         "lrp": composites.LayerMapComposite(layer_map=base + preset, canonizers=canonizers),
+        "excitation_bp": composites.ExcitationBackprop(canonizers=canonizers, zero_params="bias"),
     }
 
 
@@ -78,10 +81,17 @@ def main(count: int, threads: int) -> None:
     images, target = torch.rand(count, 3, SIZE, SIZE), torch.arange(count) % CLASSES
     print(f"{count} images of {SIZE} px, {threads} threads; seconds, and ratio zennit / ours")
     columns = ("one by one", "ours", "ratio", "batch", "ours", "ratio", "MB", "ours", "difference")
-    print(f"{'method':<16}" + "".join(f"{one:>12}" for one in columns))
-    for method, composite in zennit_composites().items():
-        theirs = partial(by_zennit, model, composite, method in ("deep_taylor", "lrp"))
-        ours = partial(attribution.explain, method, model)
+    print(f"{'method':<26}" + "".join(f"{one:>12}" for one in columns))
+    patterns = attribution.fit_patterns(model, images)
+    for method in attribution.METHODS[:-1]:
+        settings = {"layer": ""} if method == "excitation_bp" else {}
+        ours = partial(attribution.explain, method, model, patterns=patterns, **settings)
+        if method not in zennit_composites():
+            mine = costs.cost(partial(one_by_one, ours, images, target)), costs.cost(partial(ours, images, target))
+            numbers = ("-", mine[0].seconds, "-", "-", mine[1].seconds, "-", "-", mine[1].memory / 1e6, "-")
+            print(f"{method:<26}" + "".join(f"{one:>12{'' if one == '-' else '.3f'}}" for one in numbers))
+            continue
+        theirs = partial(by_zennit, model, zennit_composites()[method], method in ("deep_taylor", "lrp"))
         single = [costs.cost(partial(one_by_one, call, images, target)) for call in (theirs, ours)]
         batch = [costs.cost(partial(call, images, target)) for call in (theirs, ours)]
         apart = (theirs(images, target) - ours(images, target)).abs().max() / theirs(images, target).abs().max()
@@ -92,7 +102,7 @@ def main(count: int, threads: int) -> None:
             batch[0].seconds / batch[1].seconds,
             *(one.memory / 1e6 for one in batch),
         ]
-        print(f"{method:<16}" + "".join(f"{number:12.3f}" for number in numbers) + f"{apart:12.0e}")
+        print(f"{method:<26}" + "".join(f"{number:12.3f}" for number in numbers) + f"{apart:12.0e}")
     image, units = images[:1], torch.arange(5)[None]
     call = partial(attribution.explain, "contrastive_excitation_bp", model, image, layer="")
     ways = {
