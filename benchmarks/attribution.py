@@ -1,9 +1,9 @@
 """Attribution methods side by side with zennit's, called as its user would: one image at a time, and as a batch.
 
 Methods that zennit does not have are timed alone. Same network, same images, same threads, in one process; zennit has
-BatchNorm merged by its canonizer. Then five maps of one image by contrastive Excitation Backprop: one call for all, five
-calls, and five pairs of passes by zennit's Excitation Backprop, unit and dual unit, which is how one would do it without
-ours. Times are medians; memory is that of the tensors alive at once.
+BatchNorm merged by its canonizer. Then five maps of one image by contrastive Excitation Backprop: in one call, in five
+calls, and in five pairs of passes by zennit's Excitation Backprop, for the unit and its dual, which is how one would do
+it without ours. Times are medians; memory is that of the tensors alive at once.
 
 Usage: ``python benchmarks/attribution.py [images] [threads]``.
 """
