@@ -290,12 +290,13 @@ NOTEBOOKS_THERE = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipyn
 @pytest.mark.parametrize("name", NOTEBOOKS_THERE)
 def test_a_notebook_records_the_claims_that_are_its_own_and_no_others(name):
     owned = {row["id"] for row in ROWS if row["notebook"] == name and row["rule"]["kind"] != "none"}
-    assert owned, "a notebook without a claim"
-    assert set(recorded(name)["values"]) == owned
+    if not owned:  # it says so where it records
+        assert "values={}" in (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert set(recorded(name).get("values", [])) == owned
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS_THERE)
 def test_a_notebook_measures_what_its_claims_need(name):
     mine = [row for row in ROWS if row["notebook"] == name]
     needed = {need["measure"] for row in mine for need in row["needs"].get("preconditions", [])}
-    assert needed <= set(recorded(name)["measures"])
+    assert needed <= set(recorded(name).get("measures", []))

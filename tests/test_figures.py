@@ -365,7 +365,7 @@ def test_paper_and_ours():
     rows = [row(), row(paper_value=None, ours_text="drawn", verdict="not tested", reason="budget")]
     assert cells(figures.paper_and_ours(one for one in rows)) == [
         ["claim", "paper", "ours", "verdict"],
-        ["Title", "0.71 points", "+1.50 ± 0.50 points", "reproduced"],
+        ["Title", "0.71 points", "+1.50\u00a0±\u00a00.50 points", "reproduced"],
         ["Title", "", "drawn", "not tested (budget)"],
     ]
 

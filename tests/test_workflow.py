@@ -1,5 +1,6 @@
 """The workflow on a small project of its own: three tiny notebooks, the real Snakefile and runner."""
 
+import functools
 import os
 import shutil
 import signal
@@ -191,6 +192,8 @@ def test_stopped_and_called_again_it_goes_on(built):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # a shell starts what it puts in the background deaf to Ctrl-C, and that is inherited
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     limit = time.monotonic() + 120
     while not (built / "begun").exists():
