@@ -1,4 +1,5 @@
 import io
+import math
 import re
 
 import matplotlib
@@ -232,6 +233,21 @@ def test_rgb_images(kind):
     figure = drawn(figures.image_rows([("photo", images, "image"), ("I(x)", seeded(2, 1, 4, 5), "map")]))
     array = torch.as_tensor(shown(figure)[0][1].data)
     assert torch.equal(array, images[0].permute(1, 2, 0))
+
+
+def test_image_rows_draw_boxes_on_the_first_row():
+    """A box of pixels goes half a pixel beyond their centres; one of NaN is left out; the legend names both kinds."""
+    photos = seeded(2, 3, 6, 8)
+    true = torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 0.0, 8.0, 6.0]])
+    found = torch.tensor([[2.0, 2.0, 4.0, 3.0], [math.nan] * 4])
+    rows = [("photo", photos, "image"), ("map", photos[:, :1], "map")]
+    figure = drawn(figures.image_rows(rows, boxes=[("true", true), ("from the map", found)]))
+    patches = [[(*one.get_xy(), one.get_width(), one.get_height()) for one in axis.patches] for axis in figure.axes]
+    assert patches == [[(0.5, 1.5, 4, 4), (1.5, 1.5, 2, 1)], [(-0.5, -0.5, 8, 6)], [], []]
+    first, second = (one.get_edgecolor() for one in figure.axes[0].patches)
+    assert first != second
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["true", "from the map"]
+    assert not drawn(figures.image_rows(rows)).legends
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])

@@ -10,10 +10,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from xai_lib import attribution, faithfulness
+from xai_lib import attribution, faithfulness, records
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 OWN_MODEL = (BOOK / "own-model.md").read_text(encoding="utf-8")
+OWN_XCNN = (BOOK / "xcnn" / "own-model.md").read_text(encoding="utf-8")
 HEATMAPS = (BOOK / "heatmaps" / "index.md").read_text(encoding="utf-8")
 
 
@@ -68,9 +69,29 @@ def test_the_blocks_of_own_model_run_in_order(folder, capsys):
     assert printed == pytest.approx(faithfulness.target_sensitivity(maps, names["other"]).nanmean().item(), abs=1e-3)
 
 
-def test_the_first_block_of_own_model_is_short():
+@pytest.mark.parametrize("page", [OWN_MODEL, OWN_XCNN])
+def test_the_first_block_of_own_model_is_short(page):
     """Fewer than 10 lines, imports and blank ones included."""
-    assert len(blocks(OWN_MODEL)[0].splitlines()) < 10
+    assert len(blocks(page)[0].splitlines()) < 10
+
+
+def test_the_blocks_of_xcnn_own_model_run_in_order(folder, tmp_path, monkeypatch, capsys):
+    """At 32 pixels, for one pass."""
+    monkeypatch.setattr(records, "folder", lambda name: tmp_path / name)
+    first, sign, more = blocks(OWN_XCNN)
+    names: dict[str, object] = {}
+    exec(
+        replaced(first, ('"path/to/folder"', repr(str(folder))), ("size=64", "size=32"), ("epochs=20", "epochs=1")),
+        names,
+    )
+    assert names["maps"].shape == (8, 1, 32, 32)
+    assert [*(tmp_path / "mine").glob("mine-*.safetensors")]
+    exec(sign, names)
+    assert names["sign"] in (1, -1)
+    assert len(plt.get_fignums()) == 2
+    exec(more, names)
+    assert set(names["gains"]) == {"XCNN", "edges"}
+    assert re.search(r"'XCNN': -?[\d.e-]+, 'edges': -?[\d.e-]+}\ntensor\(", capsys.readouterr().out)
 
 
 def test_the_bounds_that_own_model_prints_are_those_of_its_pixels():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
@@ -139,7 +140,11 @@ def _places(groups: Sequence[str]) -> list[tuple[int, int]]:
     return places
 
 
-def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = ()) -> Figure:
+def image_rows(
+    rows: Sequence[tuple[str, Tensor, str]],
+    titles: Sequence[str] = (),
+    boxes: Sequence[tuple[str, Tensor]] = (),
+) -> Figure:
     """Draw rows of small images under each other, a column for each sample.
 
     Parameters
@@ -149,6 +154,9 @@ def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = 
         one scale for the row) or ``mask`` (grey, 0 to 1).
     titles : sequence of str
         One over each column.
+    boxes : sequence of (label, boxes), at most two
+        Tensors (N, 4), x0, y0, x1, y1 in pixels, drawn on the images of the first row, the first in blue, the second
+        in red; a row of NaN is left out. A legend names them.
 
     Raises
     ------
@@ -176,6 +184,18 @@ def image_rows(rows: Sequence[tuple[str, Tensor, str]], titles: Sequence[str] = 
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for place, title in zip(axes[0], titles, strict=False):
         place.set_title(title, fontsize=8.5)
+    for (_, found), colour in zip(boxes, (SECOND, ACCENT), strict=False):
+        for place, box in zip(axes[0], found.tolist(), strict=True):
+            if not any(map(math.isnan, box)):
+                x0, y0, x1, y1 = box
+                corner = (x0 - 0.5, y0 - 0.5)  # a pixel's centre is a whole number in the picture, its edge is not
+                place.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
+    if boxes:
+        marks = [
+            Line2D([], [], color=colour, label=label)
+            for (label, _), colour in zip(boxes, (SECOND, ACCENT), strict=False)
+        ]
+        figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
