@@ -1,3 +1,4 @@
+import gc
 from functools import cache
 from typing import NamedTuple
 
@@ -1000,3 +1001,28 @@ def test_grad_cam_refuses_a_network_without_positions():
 def test_xcnn_refuses_a_model_without_generator():
     with refused("model", "generator", "Sequential"):
         attribution.explain("xcnn", small(), IMAGES, 1)
+
+
+# memory
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what gc.get_objects() wakes up in torch
+@pytest.mark.parametrize("method", [*COMMON, *PATTERNS])
+def test_nothing_of_a_pass_outlives_it(method):
+    """A circle through the graph is invisible to the garbage collector: maps of many images would fill the memory."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(16, 3)),
+    ).eval()
+    images = torch.rand(41, 1, 8, 8)
+    more = {"patterns": attribution.fit_patterns(model, images)} if method in PATTERNS else {}
+
+    def alive():
+        gc.collect()
+        return sum(type(one) is torch.Tensor and one.shape[:1] == (41,) for one in gc.get_objects())
+
+    before = alive()
+    found = attribution.explain(method, model, images, 1, **more)
+    assert alive() == before + 1, "the maps alone"
+    assert len(found) == 41

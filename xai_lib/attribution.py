@@ -183,12 +183,12 @@ def _rule(method: str, bounds: Sequence, composite: core.Composite | None, fitte
     if method.startswith("pattern"):
         return lambda: partial(_by_pattern, fitted, method == "pattern_attribution")
     if composite is None:
-        weighted = _preset(method, bounds, epsilon)
+        weighted = _preset(method, epsilon)
         composite = composites.LayerMapComposite(layer_map=composites.layer_map_base(epsilon) + weighted)
     return lambda: partial(_by_composite, composite, {}, epsilon, bounds if method == "deep_taylor" else None)
 
 
-def _preset(method: str, bounds: Sequence, epsilon: float) -> list[tuple]:
+def _preset(method: str, epsilon: float) -> list[tuple]:
     if method == "deep_taylor":
         return [(Linear, rules.ZPlus(epsilon, zero_params="bias"))]
     return [(Convolution, rules.ZPlus(epsilon)), (Linear, rules.Epsilon(epsilon))]
@@ -196,9 +196,9 @@ def _preset(method: str, bounds: Sequence, epsilon: float) -> list[tuple]:
 
 def by_hook(hook: core.Hook, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """Return `y`, from which relevance flows to `x` by a zennit rule, without running the layer again."""
-    hook = hook.copy()
+    hook, y = hook.copy(), y.detach()  # not `y` itself: it knows the output that holds this rule, a circle
     keywords = [{}] if len(inspect.signature(hook.forward).parameters) == 4 else []  # since zennit 1.0
-    hook.forward(layer.module, (x.detach(),), *keywords, y.detach())
+    hook.forward(layer.module, (x.detach(),), *keywords, y)
 
     def back(x: Tensor, relevance: Tensor) -> Tensor:
         # Only rules for ReLUs read the gradient itself; the others want its shape.

@@ -138,6 +138,7 @@ def maps(
             raise ValueError(f"layer must give (N, C, h, w) activations in the pass; {layer!r} gives {found}")
         start = functional.one_hot(units, logits.shape[1]).to(logits.dtype)  # (N, T, K)
         found = torch.autograd.grad(logits, place, start.transpose(0, 1), is_grads_batched=True)[0]
+        rule.places.clear()  # they hold the graph, which holds the rule: a circle
     found = found.sum(2).transpose(0, 1)  # (T, N, C, h, w) to (N, T, h, w)
     if found.shape[2:] == images.shape[2:]:
         return found

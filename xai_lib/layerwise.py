@@ -11,7 +11,7 @@ network; here both follow the data, which covers functional code and residual su
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,7 @@ class Layerwise:
         self.names: list[str] = []
         self.uses: dict[str, int] = {}
         self.ruling = False  # a rule is at work; its own calls are no layers
+        self.families: list[list[Tensor]] = []  # of tensors in one memory
         self.around = contextlib.ExitStack()
 
     def __enter__(self):
@@ -102,6 +103,10 @@ class Layerwise:
 
     def __exit__(self, *error):
         self.around.close()
+        for family in self.families:  # they hold each other and the graph, which no garbage collector can see
+            for one in family:
+                vars(one).pop("family", None)
+        self.families.clear()
 
     def _enter(self, name: str, *_):
         self.names.append(name)
@@ -172,7 +177,7 @@ class Layerwise:
                 return result  # a shape, a device: no step of the computation
             if self.strict:
                 raise ValueError(f"model: no rule covers {_title(func)} in {self._place()}")
-            return calls.related(result, filter(calls.is_tracked, tree_leaves((args, kwargs))))
+            return self._related(result, filter(calls.is_tracked, tree_leaves((args, kwargs))))
         if self.strict and func is functional.batch_norm and hasattr(args[0], "waiting"):
             merged = self._merged(*args, **kwargs)
             if merged is not None:
@@ -183,8 +188,14 @@ class Layerwise:
             raise ValueError(f"model: no rule covers {_title(func)} {found} in {self._place()}")
         if found is None or isinstance(found, str):
             sources = list(filter(calls.is_tracked, tree_leaves((args, kwargs))))
-            return calls.related(calls.inherited(func(*args, **kwargs), sources), sources)
+            return self._related(calls.inherited(func(*args, **kwargs), sources), sources)
         return found if isinstance(found, Tensor) else self._run(*found)
+
+    def _related(self, result, sources: Iterable[Tensor]):
+        """Note views of one memory, to be forgotten at the end of the pass."""
+        calls.related(result, sources)
+        self.families += [one.family for one in tree_leaves(result) if hasattr(one, "family")]
+        return result
 
     def _run(self, module: nn.Module, x: Tensor) -> Tensor:
         """Run a layer; a linear one waits for a BatchNorm before its rule is applied."""
