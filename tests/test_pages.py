@@ -10,11 +10,12 @@ import torch
 import torchvision
 from PIL import Image
 
-from xai_lib import attribution, faithfulness, records
+from xai_lib import attribution, faithfulness, records, xcnn
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 OWN_MODEL = (BOOK / "own-model.md").read_text(encoding="utf-8")
 OWN_XCNN = (BOOK / "xcnn" / "own-model.md").read_text(encoding="utf-8")
+XCNN = (BOOK / "xcnn" / "index.md").read_text(encoding="utf-8")
 HEATMAPS = (BOOK / "heatmaps" / "index.md").read_text(encoding="utf-8")
 
 
@@ -92,6 +93,21 @@ def test_the_blocks_of_xcnn_own_model_run_in_order(folder, tmp_path, monkeypatch
     exec(more, names)
     assert set(names["gains"]) == {"XCNN", "edges"}
     assert re.search(r"'XCNN': -?[\d.e-]+, 'edges': -?[\d.e-]+}\ntensor\(", capsys.readouterr().out)
+
+
+def test_the_blocks_of_xcnn_run_and_its_parameters_are_those_of_the_networks():
+    networks, sign = blocks(XCNN)
+    names: dict[str, object] = {}
+    exec(networks, names)
+    whole, generator = (
+        sum(weight.numel() for weight in part.parameters()) for part in (names["alone"], names["wrapped"].generator)
+    )
+    said = re.search(r"it has ([\d,]+) parameters, and the generator adds ([\d,]+)\.", XCNN).groups()
+    assert [int(one.replace(",", "")) for one in said] == [whole, generator]
+    small = xcnn.XCNN(xcnn.Generator(3, 2), xcnn.small_cnn((2,), 3, size=8))
+    names |= {"model": small, "training_images": torch.rand(3, 3, 8, 8)}
+    exec(sign, names)
+    assert names["sign"] in (1, -1)
 
 
 def test_the_bounds_that_own_model_prints_are_those_of_its_pixels():
