@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xai_lib import birds, cub, data
+from xai_lib import cub, data
 
 # In the order of classes.txt, which is that of neither the numbers nor the names.
 CLASSES = {9: "009.Sea_Gull", 2: "002.Red_tailed_Wren", 4: "004.Owl"}
@@ -131,10 +131,6 @@ def test_grey_photographs_become_rgb(own_data):
         found = cub.image_set("train", size=8, crop=crop).images.int()
         assert found.shape == (2, 3, 8, 8)
         assert (found[1] - 19 * 7).abs().max() <= 2
-
-
-def test_parts_are_in_the_order_of_the_drawn_birds():
-    assert cub.PARTS == birds.PARTS
 
 
 # where things are: centre
