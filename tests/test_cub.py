@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xai_lib import cub, data
+from xai_lib import birds, cub, data
 
 # In the order of classes.txt, which is that of neither the numbers nor the names.
 CLASSES = {9: "009.Sea_Gull", 2: "002.Red_tailed_Wren", 4: "004.Owl"}
@@ -111,6 +111,11 @@ def test_images_and_labels_belong_together_in_the_order_of_images_txt(top, split
     for image, number in zip(found.images.int(), OF[split], strict=True):
         assert (image - torch.tensor(pictures[number].colour).view(3, 1, 1)).abs().max() <= 3, number
     assert found.masks is None
+
+
+def test_parts_are_in_the_order_of_the_drawn_birds():
+    assert cub.PARTS == birds.PARTS
+
 
 
 def test_parts_and_boxes_are_those_of_their_image(top):
