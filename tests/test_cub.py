@@ -117,7 +117,6 @@ def test_parts_are_in_the_order_of_the_drawn_birds():
     assert cub.PARTS == birds.PARTS
 
 
-
 def test_parts_and_boxes_are_those_of_their_image(top):
     """20 of 30 pixels at 8 are scaled by 0.4; 2 of 12 columns go on the left."""
     found = cub.image_set("train", size=8)
