@@ -184,17 +184,15 @@ def image_rows(
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for place, title in zip(axes[0], titles, strict=False):
         place.set_title(title, fontsize=8.5)
-    for (_, found), colour in zip(boxes, (SECOND, ACCENT), strict=False):
+    marks = []
+    for (label, found), colour in zip(boxes, (SECOND, ACCENT), strict=False):
+        marks.append(Line2D([], [], color=colour, label=label))
         for place, box in zip(axes[0], found.tolist(), strict=True):
             if not any(map(math.isnan, box)):
                 x0, y0, x1, y1 = box
                 corner = (x0 - 0.5, y0 - 0.5)  # a pixel's centre is a whole number in the picture, its edge is not
                 place.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6))
-    if boxes:
-        marks = [
-            Line2D([], [], color=colour, label=label)
-            for (label, _), colour in zip(boxes, (SECOND, ACCENT), strict=False)
-        ]
+    if marks:
         figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
