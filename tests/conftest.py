@@ -1,6 +1,7 @@
 """What all tests share: shapes in signatures are checked, threads are fixed, real data is optional."""
 
 # ruff: noqa: E402
+import functools
 import importlib.util
 import os
 import sys
@@ -57,3 +58,23 @@ def own_data(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("XAI_DATA", str(folder))
     return folder
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """One thread, as toys wait for a second one longest; and the library, which stays as it is, is hashed once."""
+    from xai_lib import provenance
+
+    monkeypatch.setattr(provenance, "code_hashes", functools.cache(provenance.code_hashes))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def double():
+    """New tensors and modules in float64, where together and apart differ by rounding alone."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
