@@ -391,3 +391,9 @@ def test_use_style_changes_what_follows_and_no_fonts_are_missing():
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
     [axes] = figure.axes
     assert not axes.spines["top"].get_visible()
+
+
+def test_spread_is_mean_and_deviation_or_none():
+    assert figures.spread({0: 1.0, 1: 3.0}) == "2.0 ± 1.4"
+    assert figures.spread({7: 2.0}) == "2"
+    assert figures.spread({}) == "none"

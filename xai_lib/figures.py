@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
-from xai_lib import training
+from xai_lib import training, verdicts
 
 INK, ACCENT, SECOND, QUIET = "#22313f", "#c0392b", "#2471a3", "#8395a7"
 MAP_COLOURS = "RdBu_r"  # positive red, negative blue
@@ -255,6 +255,11 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+def spread(values: Mapping[object, float | int]) -> str:
+    """Return {seed: value} as a table shows it, mean and standard deviation; "none" where there is no value."""
+    return verdicts.summarize({str(seed): one for seed, one in values.items()}).text() if values else "none"
 
 
 def paper_and_ours(rows: Iterable) -> Table:
