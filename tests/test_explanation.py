@@ -337,3 +337,16 @@ def test_what_is_not_trained_explains_nothing(module):
             draw(IMAGES[:1])
     with pytest.raises(ValueError, match="category must be one of 2, 0; got 1"):
         module.maps(IMAGES[:1], 1)
+
+
+def test_a_map_can_be_read_at_a_coarser_place(module):
+    """At the pooling's 4 x 4 positions it is that layer's map, upsampled; a wrong name is answered with near ones."""
+    images = IMAGES[:2]
+    found = module.maps(images, 0, at="features.2")
+    plain = up_to_layer(module.network, *module.autoencoders.single(1))
+    targets = torch.arange(4).expand(2, -1)
+    expected = attribution.explain("contrastive_excitation_bp", plain, images, targets, layer="2")
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, module.maps(images, 0))
+    with pytest.raises(ValueError, match=r"for instance features\.2.*got 'features\.9'"):
+        module.maps(images, 0, at="features.9")

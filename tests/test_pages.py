@@ -16,6 +16,7 @@ BOOK = Path(__file__).resolve().parent.parent / "book"
 OWN_MODEL = (BOOK / "own-model.md").read_text(encoding="utf-8")
 OWN_XCNN = (BOOK / "xcnn" / "own-model.md").read_text(encoding="utf-8")
 XCNN = (BOOK / "xcnn" / "index.md").read_text(encoding="utf-8")
+MODULE, OWN_MODULE = ((BOOK / "srae" / f"{page}.md").read_text(encoding="utf-8") for page in ("index", "own-model"))
 HEATMAPS = (BOOK / "heatmaps" / "index.md").read_text(encoding="utf-8")
 
 
@@ -93,6 +94,38 @@ def test_the_blocks_of_xcnn_own_model_run_in_order(folder, tmp_path, monkeypatch
     exec(more, names)
     assert set(names["gains"]) == {"XCNN", "edges"}
     assert re.search(r"'XCNN': -?[\d.e-]+, 'edges': -?[\d.e-]+}\ntensor\(", capsys.readouterr().out)
+
+
+def test_the_blocks_of_the_explanation_module_run(capsys):
+    names: dict[str, object] = {}
+    for code in blocks(MODULE):
+        exec(code, names)
+    assert names["modules"].encode(names["layer"]).shape == (2, 40, 5)
+    assert names["modules"](names["layer"]).shape == (40, 2)
+    assert names["loss"](names["modules"], names["layer"], torch.zeros(40, 2), torch.ones(40, 2)) > 0
+    assert names["drawn"].masks.shape == (8, 64, 64)
+    assert names["correlations"].shape == (5, 5)
+    name, marks = re.fullmatch(r"(\S+) (\[.*\])\n", capsys.readouterr().out).groups()
+    assert name == names["drawn"].species.names[names["drawn"].labels[0]]
+    assert len({mark.split()[-1] for mark in eval(marks)}) == 3, "three marks, left and right taken as one"
+
+
+def test_the_blocks_of_the_explanation_modules_own_model_run_in_order(folder, tmp_path, monkeypatch, capsys):
+    """With an untrained ResNet of two classes at 32 pixels."""
+    monkeypatch.setattr(records, "folder", lambda name: tmp_path / name)
+    torch.manual_seed(0)
+    names: dict[str, object] = {"network": torchvision.models.resnet18(num_classes=2).eval()}
+    first, enough, choices = (
+        code.replace("[0, 3]", "[0, 1]").replace("category=3", "category=1").replace("== 3", "== 1")
+        for code in blocks(OWN_MODULE)
+    )
+    exec(replaced(first, ('"path/to/folder"', repr(str(folder))), ("size=64", "size=32")), names)
+    assert names["module"].contributions(names["some"]).shape == (2, len(names["some"]), 5)
+    assert len(plt.get_fignums()) == 1
+    exec(enough.replace("own, 3]", "own, 1]"), names)
+    assert re.search(r"\n[\d.e-]+\ntensor\(", capsys.readouterr().out)
+    exec(replaced(choices, ("epochs=60", "epochs=2")), names)
+    assert names["module"].maps(names["some"], 1).shape[1] == 3
 
 
 def test_the_blocks_of_xcnn_run_and_its_parameters_are_those_of_the_networks():

@@ -123,6 +123,7 @@ def unit_maps(
     images: Float[Tensor, "n c h w"],
     units: Sequence[int] | Int64[Tensor, " t"],
     top: nn.Module | None = None,
+    at: str | None = None,
     batch_size: int = 100,
 ) -> Float[Tensor, "n t h w"]:
     """Return the c-MWP map of each of T units on top of a layer, or of the layer itself; signed.
@@ -137,6 +138,9 @@ def unit_maps(
         Which outputs.
     top : nn.Module, optional
         See `Front`.
+    at : str, optional
+        Name of the network's module at whose output the map is read, then upsampled; default: the first non-negative
+        one. A coarser place gives calmer maps where the first convolutions have strides.
     batch_size : int
         Images at a time.
 
@@ -146,8 +150,8 @@ def unit_maps(
         See `attribution.explain`.
     """
     targets = torch.as_tensor(units).expand(len(images), -1)
-    front = Front(network, layer, top)
-    return attribution.explain("contrastive_excitation_bp", front, images, targets, batch_size=batch_size)
+    front, place = Front(network, layer, top), at and f"network.{check_layer(network, at)}"
+    return attribution.explain("contrastive_excitation_bp", front, images, targets, layer=place, batch_size=batch_size)
 
 
 class ExplanationModule(nn.Module):
@@ -250,8 +254,10 @@ class ExplanationModule(nn.Module):
         with torch.no_grad():
             return self.autoencoders.contributions(z.to(self.autoencoders.head.device)).cpu()
 
-    def maps(self, images: Tensor, category: int, batch_size: int = 100) -> Float[Tensor, "n x h w"]:
-        """Return the c-MWP map of each x-feature of a category, all from one pass; signed.
+    def maps(
+        self, images: Tensor, category: int, at: str | None = None, batch_size: int = 100
+    ) -> Float[Tensor, "n x h w"]:
+        """Return the c-MWP map of each x-feature of a category, all from one pass; signed. For `at` see `unit_maps`.
 
         Raises
         ------
@@ -263,7 +269,7 @@ class ExplanationModule(nn.Module):
         top, units = self.autoencoders.single(k).to(where), torch.arange(self.autoencoders.head.shape[1])
         prepare = self.prepare or (lambda batch: batch)
         parts = (prepare(batch.to(where)) for batch in images.split(batch_size))
-        return torch.cat([unit_maps(self.network, self.layer, one, units, top, batch_size).cpu() for one in parts])
+        return torch.cat([unit_maps(self.network, self.layer, one, units, top, at, batch_size).cpu() for one in parts])
 
     def _index(self, category: int | None) -> int:
         if self.autoencoders is None:
