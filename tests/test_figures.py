@@ -70,10 +70,15 @@ def test_layer_shapes_of_a_toy_by_hand():
 
 
 def test_a_layer_without_an_abbreviation_is_called_by_its_class():
-    model = nn.Sequential(nn.LeakyReLU(), nn.Upsample(scale_factor=2))
+    model = nn.Sequential(nn.Hardswish(), nn.Upsample(scale_factor=2))
     assert [label for _, label, _ in figures.layer_shapes(model, torch.zeros(1, 1, 2, 2))] == [
-        "leaky re lu",
+        "hardswish",
         "upsample",
+    ]
+    named = nn.Sequential(nn.ConvTranspose2d(1, 1, 3, padding=1), nn.LeakyReLU())
+    assert [label for _, label, _ in figures.layer_shapes(named, torch.zeros(1, 1, 2, 2))] == [
+        "transposed conv 3×3",
+        "leaky ReLU",
     ]
     shapes = figures.layer_shapes(xcnn.Generator(1, 4), torch.zeros(1, 1, 4, 4))
     assert ("upsample", "bilinear upsample", (4, 4, 4)) in shapes

@@ -290,3 +290,4 @@ def test_signs():
     assert Summary(0.5, 0.1, 3).text("points", signed=True) == "+0.50 ± 0.10 points"
     assert Summary(-0.5, 0.1, 3).text("points", signed=True) == "−0.50 ± 0.10 points"
     assert "-" not in Summary(-0.5, 0.1, 3).text(), "a minus sign, not a hyphen"
+    assert Summary(-0.5, 0.1, 3).text("x-features") == "−0.50 ± 0.10 x-features", "a unit keeps its hyphen"

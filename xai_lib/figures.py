@@ -21,11 +21,13 @@ INK, ACCENT, SECOND, QUIET = "#22313f", "#c0392b", "#2471a3", "#8395a7"
 MAP_COLOURS = "RdBu_r"  # positive red, negative blue
 _ABBREVIATIONS = {
     nn.Conv2d: lambda m: f"conv {m.kernel_size[0]}×{m.kernel_size[1]}",
+    nn.ConvTranspose2d: lambda m: f"transposed conv {m.kernel_size[0]}×{m.kernel_size[1]}",
     nn.Linear: lambda m: "linear",
     nn.AvgPool2d: lambda m: f"average pool {m.kernel_size}",
     nn.MaxPool2d: lambda m: f"max pool {m.kernel_size}",
     nn.BatchNorm2d: lambda m: "BatchNorm",
     nn.ReLU: lambda m: "ReLU",
+    nn.LeakyReLU: lambda m: "leaky ReLU",
     nn.Tanh: lambda m: "tanh",
     nn.Flatten: lambda m: "flatten",
 }

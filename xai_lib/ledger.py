@@ -11,10 +11,11 @@ A verdict is one of `verdicts.VERDICTS`.
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def table(runs: Sequence[tuple[Path, bool]] | None = None, *, claims: Mapping[st
     claims = read_claims() if claims is None else claims
     runs = published_runs() if runs is None else runs
     records = [(one, public) for where, public in runs for one in read_records(where).values()]
-    return [_row(claim, records) for claim in claims.values()]
+    code = functools.cache(provenance.code_hashes)  # of each notebook once, not for each of its claims
+    return [_row(claim, records, code) for claim in claims.values()]
 
 
 def published_runs() -> list[tuple[Path, bool]]:
@@ -222,7 +224,7 @@ def own_runs(profile: str) -> list[tuple[Path, bool]]:
     return [(folder(profile) / "runs", False)]
 
 
-def _row(claim: Mapping, records: Sequence[tuple[dict, bool]]) -> Row:
+def _row(claim: Mapping, records: Sequence[tuple[dict, bool]], code: Callable[[Path], Mapping[str, str]]) -> Row:
     holding = [(one, public) for one, public in records if claim["id"] in one["results"]["values"]]
 
     def rank(pair):
@@ -255,7 +257,7 @@ def _row(claim: Mapping, records: Sequence[tuple[dict, bool]]) -> Row:
         device=best["circumstances"]["device"],
         verdict=verdict,
         reason=reason,
-        stale=stale_parts(claim, best),
+        stale=stale_parts(claim, best, code),
     )
 
 
@@ -312,10 +314,15 @@ def verdict_of(claim: Mapping, run: Mapping) -> tuple[str, str]:
     return combine([judge(claim, one) for one in summaries]), "; ".join(one for one in (few, subset) if one)
 
 
-def stale_parts(claim: Mapping, run: Mapping) -> list[str]:
-    """Return what has changed since a run: names of files of its code, and ``rule``; empty where nothing has."""
+def stale_parts(
+    claim: Mapping, run: Mapping, code: Callable[[Path], Mapping[str, str]] = provenance.code_hashes
+) -> list[str]:
+    """Return what has changed since a run: names of files of its code, and ``rule``; empty where nothing has.
+
+    `code` gives the hashes of a notebook's code as they are now.
+    """
     source = project() / "notebooks" / f"{run['results']['notebook']}.ipynb"
-    now = provenance.code_hashes(source) if source.exists() else {}
+    now = code(source) if source.exists() else {}
     then = run["results"]["code"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     rule = run["results"]["rules"].get(claim["id"])

@@ -45,7 +45,7 @@ class Summary:
             size = max(self.sd, abs(self.mean) / 1000)
             digits = min(4, max(0, 1 - math.floor(math.log10(size))))
             number, spread = f"{self.mean:{'+' if signed else ''}.{digits}f}", f" ± {self.sd:.{digits}f}"
-        return f"{number}{spread}{' ' + unit if unit else ''}".replace("-", "−")
+        return f"{number}{spread}".replace("-", "−") + (f" {unit}" if unit else "")
 
 
 def summarize(values: Mapping[str, float | int]) -> Summary:
