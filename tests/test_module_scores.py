@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xai_lib import bird_study, birds, module_scores, parts, srae, verdicts
+from xai_lib import bird_study, birds, explanation_metrics, module_scores, parts, srae
 
 BEAK, BELLY, TAIL = (1 + birds.PARTS.index(one) for one in ("beak", "belly", "tail"))  # as they stand in masks
 NAN = math.nan
@@ -690,12 +690,21 @@ def test_per_category_leaves_out_what_is_not_finite_for_any_seed():
         module_scores.per_category(values, [7, 9, 30])
 
 
-def test_text_says_what_the_means_over_categories_are():
-    one = module_scores.text(torch.tensor([[1.0, 2.0, NAN]]))
-    assert "1.5" in one
-    spread = module_scores.text(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
-    assert spread == verdicts.summarize({"0": 1.5, "1": 2.5}).text()
-    assert module_scores.text(torch.tensor([[NAN, math.inf]])) == "none"
+def test_a_dimension_that_hardly_ever_is_active_does_not_count():
+    """One of 200 samples is above 0: with it the mean R^2 of the half that correlates least would be far below -1."""
+    torch.manual_seed(0)
+    model = srae.Autoencoders(6, (8,), 3, (0,))
+    z = torch.rand(200, 6)
+    rare = z.clone()
+    rare[:, 5] = 0
+    rare[0, 5] = 1e-3
+    found = module_scores.reconstruction(model, rare, rare[:, :1])
+    back = model.single_decoder(0)(model.single(0)(rare)).detach().double()[:, :5]
+    fit = 1 - ((back - rare[:, :5]) ** 2).sum(0) / ((rare[:, :5] - rare[:, :5].mean(0)) ** 2).sum(0)
+    assert found["share"].item() == pytest.approx(100 * (fit > 0.5).double().mean().item())
+    near = explanation_metrics.correlations_with(rare[:, :5], rare[:, 0]).abs()
+    least = fit[near.argsort()[:2]].mean().item()
+    assert found["irrelevant"].item() == pytest.approx(least, abs=1e-5)
 
 
 def test_finite_drops_numbers_and_what_they_leave_empty():

@@ -64,7 +64,7 @@ def tested(labels: Int64[Tensor, " n"], chosen: Int64[Tensor, " c"], positives: 
 def as_set(drawn: birds.Birds, part: str) -> data.ImageSet:
     """Return drawn birds as a set that a run record can name; `part` is one of `SEEDS`."""
     count, size, species = len(drawn.labels), drawn.images.shape[-1], len(drawn.species.names)
-    name = f"birds/{part}, seed {SEEDS[part]}[{species} species]@{size}[{count}]"
+    name = f"birds/{part}, seed {SEEDS[part]}, {species} species, {size} px, {count} images"
     truth = {"boxes": drawn.boxes, "parts": drawn.parts, "masks": drawn.masks > 0}
     return data.ImageSet(drawn.images, drawn.labels, drawn.species.names, name, **truth)
 

@@ -22,6 +22,7 @@ SMALL = tuple(birds.PARTS.index(one) for one in ("left eye", "right eye", "beak"
 WIDE = tuple(birds.PARTS.index(one) for one in ("left wing", "right wing", "tail"))
 LARGE = (*WIDE, birds.PARTS.index("belly"))
 COVERED = 2.0  # a part is covered where the map's mean inside is above so many times its mean over the image
+ACTIVE = 0.01  # share of the samples for which an active dimension of a layer is above 0
 HELD = 0.1  # a part counts in a map where it holds this share of it
 
 
@@ -266,7 +267,10 @@ def faithfulness(
 def reconstruction(
     model: srae.Autoencoders, z: Float[Tensor, "n z"], logits: Float[Tensor, "n c"]
 ) -> dict[str, Float[Tensor, " c"]]:
-    """Return what each module reconstructs of its layer, over the active dimensions: those that vary.
+    """Return what each module reconstructs of its layer, over the active dimensions.
+
+    A dimension is active where at least `ACTIVE` of the samples are above 0: one that hardly ever is has next to no
+    variance to explain, and an R^2 without a lower bound that would decide the mean.
 
     Returns
     -------
@@ -277,17 +281,19 @@ def reconstruction(
     - ``share``: percent of dimensions with an R^2 above one half
     - ``irrelevant``: mean R^2 over the half that correlates least
     """
+    layer, active = z, (z > 0).double().mean(0) >= ACTIVE
+    z = layer[:, active]
     found: dict[str, list[float]] = {"selectivity": [], "share": [], "irrelevant": []}
     for k in range(logits.shape[1]):
         with torch.no_grad():
-            back = model.single_decoder(k)(model.single(k)(z))
+            back = model.single_decoder(k)(model.single(k)(layer))[:, active]
         fit = explanation_metrics.reconstruction_r_squared(back, z)
         near = explanation_metrics.correlations_with(z, logits[:, k]).abs()
-        active = ~(fit.isnan() | near.isnan())
-        order = near[active].argsort(stable=True)
+        varies = ~(fit.isnan() | near.isnan())
+        order = near[varies].argsort(stable=True)
         found["selectivity"].append(explanation_metrics.selectivity(fit, near))
-        found["share"].append(100 * (fit[active] > 0.5).double().mean().item())
-        found["irrelevant"].append(fit[active][order[: len(order) // 2]].mean().item())
+        found["share"].append(100 * (fit[varies] > 0.5).double().mean().item())
+        found["irrelevant"].append(fit[varies][order[: len(order) // 2]].mean().item())
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
