@@ -402,3 +402,11 @@ def test_spread_is_mean_and_deviation_or_none():
     assert figures.spread({0: 1.0, 1: 3.0}) == "2.0 ± 1.4"
     assert figures.spread({7: 2.0}) == "2"
     assert figures.spread({}) == "none"
+
+
+def test_many_dots_stay_with_their_group():
+    """Thirty dots on either side of a border would else mix with those of the next group."""
+    figure = figures.seed_dots({"one": dict.fromkeys(range(30), 1.0), "two": dict.fromkeys(range(30), 2.0)}, "value")
+    dots = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_linestyle() == "None"]
+    assert [len(one) for one in dots] == [30, 30]
+    assert max(dots[0]) < 0.5 < min(dots[1])

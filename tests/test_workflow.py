@@ -289,3 +289,13 @@ def test_the_readme_shows_what_the_ledger_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = readme.README.read_text(encoding="utf-8")
     assert text == readme.filled(text), "python -m workflow.readme brings it up to date"
+
+
+def test_a_measure_that_is_defined_for_no_seed_gives_no_number():
+    from workflow import site
+
+    about = {"device": "two cores", "seconds": 60, "peak_memory_mb": 9, "versions": {"python": "3.11"}}
+    results = {"measures": {"none": {}, "some": {"0": 1.0, "1": 3.0}}, "parameters": {"seeds": [0, 1]}}
+    found = site._run_numbers({"results": results, "circumstances": about, "profile": "desk"})
+    assert "none" not in found
+    assert found["some"] == "2.0 ± 1.4"

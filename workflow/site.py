@@ -163,6 +163,7 @@ def _run_numbers(record: Mapping) -> dict:
         name: summarize(part).text()
         for name, values in results["measures"].items()
         for part in by_part(values).values()
+        if part  # what was defined for no seed has no number
     }
     numbers |= {
         f"{name}_by_seed": ", ".join(f"{x:g}" for x in one.values()) for name, one in results["measures"].items()

@@ -226,7 +226,8 @@ def seed_dots(
         numbers = list(values.values())
         if not numbers:
             continue
-        spread = [x + 0.05 * (k - (len(numbers) - 1) / 2) for k in range(len(numbers))]
+        step = min(0.05, 0.6 / len(numbers))  # many dots stay with their group
+        spread = [x + step * (k - (len(numbers) - 1) / 2) for k in range(len(numbers))]
         plot(spread, numbers, "o", color=SECOND, markersize=5, alpha=0.85)
         plot([x - 0.25, x + 0.25], [sum(numbers) / len(numbers)] * 2, color=ACCENT)
     if zero is not None:
