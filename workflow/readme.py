@@ -1,17 +1,23 @@
 """Keep the results table of the README equal to the ledger: ``python -m workflow.readme`` (`make publish` calls it)."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from workflow.site import number
 from xai_lib import figures, ledger, records
+from xai_lib.verdicts import VERDICTS
 
 README = Path("README.md")
 
 
 def results() -> str:
-    """Return the table of all claims that a published run has decided, in Markdown."""
+    """Return what published runs have decided, in Markdown: how many claims, and those with a number or an abstract.
+
+    The book and `make results` have all of them; a README has to stay short.
+    """
     rows = ledger.table()
+    decided = [row for row in rows if row.verdict not in ("not tested", "shown")]
     header = ["claim", "paper", "ours", "seeds", "run", "verdict"]
     lines = [
         [
@@ -22,10 +28,15 @@ def results() -> str:
             f"{row.profile}, {row.data}, {row.device}",
             row.verdict,
         ]
-        for row in rows
-        if row.verdict not in ("not tested", "shown")
+        for row in decided
+        if row.paper_value is not None or "abstract" in row.where
     ]
-    count = f"{len(rows)} claims are written down; these have been decided:"
+    found = Counter(row.verdict for row in decided)
+    counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])
+    count = (
+        f"{len(rows)} claims are written down, {len(decided)} have a verdict: {counts}. "
+        "Those with a number in the paper, or in an abstract (`make results` shows all):"
+    )
     return f"{count}\n\n{figures.Table(header, lines)}"
 
 
