@@ -60,12 +60,19 @@ def own_data(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(scope="session")
+def hashed_once():
+    from xai_lib import provenance
+
+    return functools.cache(provenance.code_hashes)
+
+
 @pytest.fixture
-def light(monkeypatch):
+def light(monkeypatch, hashed_once):
     """One thread, as toys wait for a second one longest; and the library, which stays as it is, is hashed once."""
     from xai_lib import provenance
 
-    monkeypatch.setattr(provenance, "code_hashes", functools.cache(provenance.code_hashes))
+    monkeypatch.setattr(provenance, "code_hashes", hashed_once)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -12,18 +12,8 @@ from torch.nn import functional
 from xai_lib import concept_study, concept_vae, concepts, data, training, xcnn
 from xai_lib.concept_study import Watched, Watching
 
-HASHES = functools.cache(training.provenance.code_hashes)
+pytestmark = pytest.mark.usefixtures("light")
 SMALL = {"size": 8, "width": 1 / 64, "min_maps": 14}
-
-
-@pytest.fixture(autouse=True)
-def light(monkeypatch):
-    """One thread, as toys wait for a second one longest; and the library, which stays as it is, is hashed once."""
-    monkeypatch.setattr(training.provenance, "code_hashes", HASHES)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seeded(seed=0):

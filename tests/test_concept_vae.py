@@ -1,4 +1,3 @@
-import functools
 import math
 
 import pytest
@@ -8,17 +7,7 @@ from torch import distributions, nn
 from xai_lib import concept_vae, concepts, training
 from xai_lib.concept_vae import ConceptVAE, Objective
 
-HASHES = functools.cache(training.provenance.code_hashes)
-
-
-@pytest.fixture(autouse=True)
-def light(monkeypatch):
-    """One thread, as toys wait for a second one longest; and the library, which stays as it is, is hashed once."""
-    monkeypatch.setattr(training.provenance, "code_hashes", HASHES)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("light")
 
 
 def seeded(seed=0):
