@@ -197,18 +197,25 @@ def _extract(archive: Path, folder: Path) -> None:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as stream:
-                for name in stream.namelist():
-                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                        raise ValueError(f"archive {archive}: member {name!r} lies outside the folder, refused")
+                _stay_inside(archive, folder, stream.namelist())
                 stream.extractall(folder)
         elif archive.name.endswith((".tgz", ".tar.gz")):
             with tarfile.open(archive) as stream:
-                stream.extractall(folder, filter="data")
+                plain = [member for member in stream.getmembers() if member.isfile() or member.isdir()]
+                _stay_inside(archive, folder, [member.name for member in plain])
+                # Python 3.11 before 3.11.4 has no filters; then names and kinds of members are all that is checked.
+                stream.extractall(folder, plain, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         else:
             with gzip.open(archive) as stream, open(folder / archive.stem, "wb") as out:
                 shutil.copyfileobj(stream, out)
     except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"archive {archive}: {error}") from None
+
+
+def _stay_inside(archive: Path, folder: Path, names: list[str]) -> None:
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"archive {archive}: member {name!r} lies outside the folder, refused")
 
 
 def _lack(source: Source, target: Path) -> str:
