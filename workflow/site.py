@@ -17,11 +17,15 @@ from pathlib import Path
 
 import yaml
 
+from workflow import downloads, widgets
 from workflow.execute import duration
 from xai_lib import figures, ledger, provenance, records
 from xai_lib.verdicts import by_part, summarize
+from xai_lib.widgets import base, explorer
 
 BOOK, RESULTS = Path("book"), Path("results")
+# what lies in extra/ is copied to the site's root
+WIDGETS, DOWNLOADS = Path("extra") / "widgets", Path("extra") / "downloads"
 PAPERS = {
     "xcnn": ("XCNN", "{cite:t}`tavanaei2020`"),
     "srae": ("Explanation module", "{cite:t}`qi2017`"),
@@ -40,7 +44,15 @@ BADGES = {
 def state() -> str:
     """Return a hash of all that the book is made of, the runs of this machine left out."""
     files = [path for top in (BOOK, RESULTS) for path in sorted(top.rglob("*")) if path.is_file()]
-    files += [Path("claims.yml"), Path(__file__), *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION)]
+    files += [path for path in base.FOLDER.iterdir() if path.suffix in (".js", ".css")]
+    files += [
+        Path("claims.yml"),
+        Path(__file__),
+        Path(widgets.__file__),
+        Path(downloads.__file__),
+        Path(explorer.__file__),
+        *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION),
+    ]
     parts = [f"{path} {provenance.file_sha256(path)}" for path in files if "__pycache__" not in path.parts]
     return provenance.digest("\n".join([*sorted(parts), version("jupyter-book"), os.environ.get("REPOSITORY_URL", "")]))
 
@@ -51,13 +63,17 @@ def assemble(profile: str, target: Path) -> None:
     shutil.copytree(BOOK, target, ignore=shutil.ignore_patterns("__pycache__"))
     published = _published()
     own = {} if profile == "published" else _executed(records.folder(profile) / "runs")
+    widgets.write_modules(target / WIDGETS)
     for which, runs in (("published", published), ("own", own)):
         for name, path in runs.items():
-            _lay_out(path, target / "runs" / which / name)
+            _lay_out(path, target, f"{which}/{name}")
+    for name, path in published.items():
+        downloads.lay_out(path, target / DOWNLOADS / name)
     claims = ledger.read_claims()
     rows = ledger.table(claims=claims)
     own_rows = [] if profile == "published" else ledger.table(ledger.own_runs(profile), claims=claims)
     _write_results(target, rows, claims, published)
+    _write_explorer(target, rows, claims, published)
     config = yaml.safe_load((target / "_config.yml").read_text(encoding="utf-8"))
     config["parse"]["myst_substitutions"] = substitutions(rows, own_rows, published)
     if url := os.environ.get("REPOSITORY_URL"):
@@ -89,15 +105,18 @@ def _published() -> dict[str, Path]:
     return found
 
 
-def _lay_out(notebook: Path, folder: Path) -> None:
-    """Copy an executed notebook and its record, and take its tagged figures out into files of their own.
+def _lay_out(notebook: Path, target: Path, run: str) -> None:
+    """Copy an executed notebook and its record, and take its tagged figures and widgets out into files of their own.
 
     A cell that shows one figure gives ``<tag>.png``, one that shows several ``<tag>-1.png`` and so on.
     """
+    folder = target / "runs" / run
     folder.mkdir(parents=True)
     record = records.read_record(notebook.with_suffix(".json"))
-    shutil.copy(notebook, folder)
     shutil.copy(notebook.with_suffix(".json"), folder)
+    source = json.loads(notebook.read_text(encoding="utf-8"))
+    page = widgets.lay_out(source, run, target / WIDGETS)
+    (folder / notebook.name).write_text(json.dumps(page), encoding="utf-8")
     alts = {}
     shown = list(_tagged(notebook, "figure-", "image/png"))
     count = Counter(tag for tag, _, _ in shown)
@@ -106,7 +125,9 @@ def _lay_out(notebook: Path, folder: Path) -> None:
         name = tag if count[tag] == 1 else f"{tag}-{same + 1}"
         (folder / f"{name}.png").write_bytes(base64.b64decode(image))
         alts[name] = metadata.get("mystnb", {}).get("image", {}).get("alt", "")
-    (folder / "figures.json").write_text(json.dumps({"profile": record["profile"], "alt": alts}), encoding="utf-8")
+    kinds = {tag: widgets.kind_of(one["state"]) for tag, one in widgets.stored(source).items()}
+    about = {"profile": record["profile"], "alt": alts, "widgets": kinds}
+    (folder / "figures.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _tagged(notebook: Path, prefix: str, kind: str) -> Iterator[tuple[str, Mapping, str]]:
@@ -153,7 +174,8 @@ def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], publish
     run = {row.id for row in [*rows, *own] if row.profile}
     tables["all"] = _side_by_side([row for row in rows if row.id in run], own)
     counts = {paper: _count([row for row in rows if row.paper == paper]) for paper in PAPERS}
-    return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, "made": _made(published)}
+    texts = {"made": _made(published), "downloads": downloads.table(published, DOWNLOADS.name)}
+    return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, **texts}
 
 
 def _run_numbers(record: Mapping) -> dict:
@@ -227,6 +249,26 @@ def _write_results(
         lines = [f"# {name}: all claims", "", f"{len(mine)} claims of {cite}; {len(decided)} have a published run.", ""]
         lines += [block for row in mine for block in _claim_block(row, claims[row.id], published)]
         (target / "results" / f"{paper}.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _write_explorer(
+    target: Path, rows: Sequence[ledger.Row], claims: Mapping[str, dict], published: Mapping[str, Path]
+) -> None:
+    """Write what the explorer on ``results/index`` shows."""
+    names = {paper: name for paper, (name, _) in PAPERS.items()}
+    links = {row.id: _claim_links(row, published) for row in rows}
+    data = explorer.packed(rows, claims=claims, papers=names, links=links)
+    value = {"state": {"data": data, "kept": {}, "label": explorer.LABEL}}
+    (target / WIDGETS / "results.js").write_text(widgets.script("results", value), encoding="utf-8")
+
+
+def _claim_links(row: ledger.Row, published: Mapping[str, Path]) -> dict[str, str]:
+    """Return {text: address seen from ``results/``} of what there is to a claim."""
+    links = {"this claim's entry": f"{row.paper}.html#{row.id}"}
+    if row.profile and row.notebook in published:
+        links["figures and code"] = f"../runs/published/{row.notebook}/{row.notebook}.html"
+        links["run record (JSON)"] = f"../{DOWNLOADS.name}/{row.notebook}/{row.notebook}.json"
+    return links
 
 
 def _claim_block(row: ledger.Row, claim: Mapping, published: Mapping[str, Path]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Two things that the pages need from Sphinx: a figure of a run, and a policy that keeps pages to this site.
+"""What the pages need from Sphinx: figures and widgets of runs, and a policy that keeps pages to this site.
 
 ``{run-figure} notebook tag`` shows the figure that the cell tagged so drew in the published run; where this machine has
-a run of its own, that run's figure stands in a second tab. Alt texts come from the notebook.
+a run of its own, that run's figure stands in a second tab. Alt texts come from the notebook. ``{run-widget} notebook
+widget-tag figure-tag`` shows a widget in the same way; the figure stands there until it runs, or where it cannot.
 """
 
 import json
@@ -24,7 +25,7 @@ class RunFigure(SphinxDirective):
     option_spec = {"name": directives.unchanged}
 
     def run(self):
-        notebook, tag = self.arguments
+        notebook, tag = self.arguments[0], self.arguments[-1]
         runs = Path(self.env.srcdir) / "runs"
         found = [which for which in LABELS if (runs / which / notebook / f"{tag}.png").exists()]
         if not found:
@@ -48,17 +49,36 @@ class RunFigure(SphinxDirective):
         return f"{LABELS[which]} ({about['profile']})", [*lines, *self.content, ":::"]
 
 
+class RunWidget(RunFigure):
+    """A widget, with a figure of the same run as its static picture."""
+
+    required_arguments = 3
+
+    def _figure(self, runs, which, notebook, tag, first):
+        label, lines = super()._figure(runs, which, notebook, tag, first)
+        about = json.loads((runs / which / notebook / "figures.json").read_text(encoding="utf-8"))
+        widget = self.arguments[1]
+        if widget not in about["widgets"]:
+            raise self.error(f"the {which} run of {notebook} has no widget {widget}")
+        kind = about["widgets"][widget]
+        start = f'<div class="xai-widget" data-widget="{which}/{notebook}/{widget}" data-kind="{kind}">'
+        return label, ["```{raw} html", start, "```", "", *lines, "", "```{raw} html", "</div>", "```"]
+
+
 def tidy_head(app, pagename, templatename, context, doctree):
     """Put a Content-Security-Policy into the head of every page; leave out Thebe, which would need a server."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     context["metatags"] = f"{context.get('metatags', '')}\n{policy}\n"
     scripts = context.get("script_files", [])
     scripts[:] = [one for one in scripts if "thebe" not in f"{one.filename} {one.attributes}".lower()]
+    if 'class="xai-widget"' in context.get("body", ""):
+        context["body"] += f'<script src="{context["pathto"]("widgets/host.js", 1)}"></script>'
 
 
 def setup(app):
     """Register both with Sphinx."""
     app.add_directive("run-figure", RunFigure)
+    app.add_directive("run-widget", RunWidget)
     app.connect("html-page-context", tidy_head)
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
