@@ -16,6 +16,9 @@ test: .venv/installed  ## run all tests
 site: .venv/installed  ## build the book from the published runs alone
 	@$(IN)python -m workflow.build --profile published
 
+pdf: site  ## print the text of that book as build/published/book.pdf, by Chromium
+	@$(IN)python -m workflow.pdf published
+
 run: .venv/installed  ## run one notebook: NOTEBOOK=xcnn_mnist PROFILE=desk [SEEDS=0,1,2]
 	@$(IN)python -m workflow.build --profile $(PROFILE) --notebook "$(NOTEBOOK)" $(if $(SEEDS),--seeds "$(SEEDS)")
 
@@ -51,5 +54,5 @@ clean:  ## remove everything that was built, the environment kept
 	@$(IN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help book test site run compare data serve lab results publish clean
+.PHONY: help book test site pdf run compare data serve lab results publish clean
 .DEFAULT_GOAL := help

@@ -410,3 +410,15 @@ def test_many_dots_stay_with_their_group():
     dots = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_linestyle() == "None"]
     assert [len(one) for one in dots] == [30, 30]
     assert max(dots[0]) < 0.5 < min(dots[1])
+
+
+def test_cells_of_differences_in_pairs():
+    # mean 1, sd 2, and Student's t with two degrees of freedom, 4.3027, times 2 / sqrt(3)
+    assert figures.pair_cells({"a": 1.0, "b": -1.0, "c": 3.0}) == ["+1.0 ± 2.0", "3", "−3.97 to +5.97", "2 of 3"]
+    assert figures.pair_cells({"a": 0.5}) == ["+0.5", "1", "none", "1 of 1"]
+    assert figures.pair_cells({}) == ["none", "0", "none", "none"]
+
+
+def test_interval_as_text():
+    assert figures.interval({"a": 2.0}) == "+2.000"  # one value has no interval
+    assert figures.interval({"a": 1.0, "b": 3.0}) == "+2.000 [−10.706, +14.706]"  # 12.706 standard errors of 1

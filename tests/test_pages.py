@@ -17,6 +17,7 @@ OWN_MODEL = (BOOK / "own-model.md").read_text(encoding="utf-8")
 OWN_XCNN = (BOOK / "xcnn" / "own-model.md").read_text(encoding="utf-8")
 XCNN = (BOOK / "xcnn" / "index.md").read_text(encoding="utf-8")
 MODULE, OWN_MODULE = ((BOOK / "srae" / f"{page}.md").read_text(encoding="utf-8") for page in ("index", "own-model"))
+CVAE, OWN_CONCEPTS = ((BOOK / "cvae" / f"{page}.md").read_text(encoding="utf-8") for page in ("index", "own-concepts"))
 HEATMAPS = (BOOK / "heatmaps" / "index.md").read_text(encoding="utf-8")
 
 
@@ -75,6 +76,11 @@ def test_the_blocks_of_own_model_run_in_order(folder, capsys):
 def test_the_first_block_of_own_model_is_short(page):
     """Fewer than 10 lines, imports and blank ones included."""
     assert len(blocks(page)[0].splitlines()) < 10
+
+
+def test_the_first_block_of_own_concepts_is_short():
+    """Fewer than 10 lines of code, imports included."""
+    assert len([line for line in blocks(OWN_CONCEPTS)[0].splitlines() if line]) < 10
 
 
 def test_the_blocks_of_xcnn_own_model_run_in_order(folder, tmp_path, monkeypatch, capsys):
@@ -236,3 +242,28 @@ def test_networks_without_rules_for_every_layer(name):
         assert f"ValueError: {error}\n" in OWN_MODEL
     for method in ("guided_backprop", "grad_cam"):
         assert attribution.explain(method, model, images, 1).isfinite().all(), method
+
+
+def test_the_block_of_the_concept_vae_runs():
+    names: dict[str, object] = {}
+    (code,) = blocks(CVAE)
+    exec(f"{code}\nfound = loss(model, images[-64:] / 255, labels[-64:])", names)
+    assert len(names["images"]) == len(names["train"]) + 1800
+    assert names["found"] > 0
+
+
+def test_the_blocks_of_own_concepts_run_in_order(folder, tmp_path, monkeypatch, capsys):
+    """For one pass, with few samples and a narrow network."""
+    monkeypatch.setattr(records, "folder", lambda name: tmp_path / name)
+    first, look, ask, classifier = blocks(OWN_CONCEPTS)
+    few = [("Sampling(300,", "Sampling(20,"), ("width=0.125", "width=0.03"), ("epochs=20", "epochs=1")]
+    names: dict[str, object] = {}
+    exec(replaced(first, ('"path/to/folder"', repr(str(folder))), *few), names)
+    assert len(names["samples"].labels) == 40
+    exec(look, names)
+    assert names["maps"].shape[0] == 8
+    assert len(plt.get_fignums()) == 1
+    exec(replaced(ask, ("Sampling(100,", "Sampling(10,")), names)
+    exec(replaced(classifier, few[-1]), names)
+    scores = [eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [sorted(one) for one in scores] == [["map_c", "matched", "others"]] * 2

@@ -1,96 +1,9 @@
-"""The built site in headless Chromium: calm, whole, and talking to no one.
-
-``SITE`` names a site that is there already; else the published runs are rendered into a folder of the test's own.
-"""
-
-import functools
-import http.server
-import os
-import shutil
-import subprocess
-import sys
-import threading
-from pathlib import Path
+"""The built site in headless Chromium: calm, whole, and talking to no one."""
 
 import pytest
+from site_browser import needs_browser, visit
 
-ROOT = Path(__file__).resolve().parent.parent
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
-
-
-@pytest.fixture(scope="session")
-def site():
-    """The folder of the site: `SITE`, or one built now from the published runs."""
-    if named := os.environ.get("SITE"):
-        return Path(named).resolve()
-    done = subprocess.run(
-        [sys.executable, "-m", "workflow.build", "--profile", "published"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return ROOT / "build" / "published" / "site"
-
-
-@pytest.fixture(scope="session")
-def pages(site):
-    found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts)
-    assert "index.html" in found
-    assert "xcnn/mnist.html" in found
-    assert len(found) >= 10
-    return found
-
-
-@pytest.fixture(scope="session")
-def address(site):
-    """The site over http, on loopback."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=quiet)
-        yield chromium
-        chromium.close()
-
-
-def visit(browser, base, names, look, **settings):
-    """Open pages one after the other, other hosts blocked; return {page: problems}, `look` adding its own."""
-    context = browser.new_context(**settings)
-    allowed = (base, "data:", "blob:", "about:")
-    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
-    problems = {}
-    for name in names:
-        page, said = context.new_page(), []
-        page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error, said=said: said.append(str(error)))
-        page.on("request", lambda one, said=said: None if one.url.startswith(allowed) else said.append(one.url))
-        page.on("requestfailed", lambda one, said=said: said.append(f"failed: {one.url}"))
-        page.goto(f"{base}/{name}", wait_until="load")
-        said += look(page) or []
-        if said:
-            problems[name] = said
-        page.close()
-    context.close()
-    return problems
+pytestmark = needs_browser
 
 
 def wide(page):
@@ -153,25 +66,3 @@ def test_search_finds_the_chapter(browser, address, site, scheme):
     page.wait_for_selector("#search-results li a", timeout=20_000)
     assert any("mnist" in (one.get_attribute("href") or "") for one in page.locator("#search-results li a").all())
     page.close()
-
-
-def test_links_and_anchors_lead_somewhere(browser, address, pages, site):
-    """Every link inside the site: the file is there, and so is the place in it."""
-    collect = "[...document.querySelectorAll('article a[href]')].map(a => a.href)"
-    anchors, links = {}, {}
-    page = browser.new_page()
-    for name in pages:
-        page.goto(f"{address}/{name}")
-        anchors[name] = set(page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))
-        links[name] = page.evaluate(collect)
-    page.close()
-    broken = []
-    for name, targets in links.items():
-        for target in targets:
-            if not target.startswith(address):
-                continue
-            file, _, anchor = target[len(address) + 1 :].partition("#")
-            file = file.partition("?")[0] or "index.html"
-            if not (site / file).exists() or (anchor and file in anchors and anchor not in anchors[file]):
-                broken.append(f"{name}: {target}")
-    assert broken == []

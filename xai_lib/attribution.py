@@ -1,20 +1,20 @@
 """Eleven ways to draw a heatmap, behind one door: ``explain(method, model, images, target)``.
 
-===========================  =======================================================  ==========================
-name                         source                                                   starts from
-===========================  =======================================================  ==========================
-``gradient``                 Simonyan et al. 2013                                     1
-``guided_backprop``          Springenberg et al. 2015                                 1
-``deconvolution``            Zeiler, Fergus 2014                                      1
-``deep_taylor``              Montavon et al. 2017, bounded rule at the pixels         the logit
-``lrp``                      Bach et al. 2015, the XCNN paper's preset                the logit
-``patternnet``               Kindermans et al. 2017                                   1
-``pattern_attribution``      Kindermans et al. 2017                                   the logit
-``excitation_bp``            Zhang et al. 2016, see `excitation`                      1
-``contrastive_excitation_bp``  the same, c-MWP                                        1, and 1 at the dual unit
-``grad_cam``                 Selvaraju et al. 2017, equations 1 and 2                 1
-``xcnn``                     Tavanaei 2020, equation 1: the generator's own map       nothing: one map for all
-===========================  =======================================================  ==========================
+=============================  =======================================================  ==========================
+name                           source                                                   starts from
+=============================  =======================================================  ==========================
+``gradient``                   Simonyan et al. 2013                                     1
+``guided_backprop``            Springenberg et al. 2015                                 1
+``deconvolution``              Zeiler, Fergus 2014                                      1
+``deep_taylor``                Montavon et al. 2017, bounded rule at the pixels         the logit
+``lrp``                        Bach et al. 2015, the XCNN paper's preset                the logit
+``patternnet``                 Kindermans et al. 2017                                   1
+``pattern_attribution``        Kindermans et al. 2017                                   the logit
+``excitation_bp``              Zhang et al. 2016, see `excitation`                      1
+``contrastive_excitation_bp``  the same, c-MWP                                          1, and 1 at the dual unit
+``grad_cam``                   Selvaraju et al. 2017, equations 1 and 2                 1
+``xcnn``                       Tavanaei 2020, equation 1: the generator's own map       nothing: one map for all
+=============================  =======================================================  ==========================
 
 zennit's rules do the arithmetic of all that it has. Its normaliser adds `epsilon` with the sign of the sum. Choices:
 ``lrp`` is the epsilon rule in dense layers and alpha1-beta0 in convolutions, where (positive) biases take their share;

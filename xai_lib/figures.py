@@ -280,3 +280,22 @@ def paper_and_ours(rows: Iterable) -> Table:
             for row in rows
         ],
     )
+
+
+def pair_cells(differences: Mapping[str, float]) -> list[str]:
+    """Return a table's cells for differences in pairs: mean ± sd, pairs, 95% t interval of the mean, how many above 0.
+
+    The interval takes pairs as independent; where they are not, it is too narrow.
+    """
+    if not differences:
+        return ["none", "0", "none", "none"]
+    one, above = verdicts.summarize(differences), sum(value > 0 for value in differences.values())
+    between = "none" if one.sd is None else "{:+.3g} to {:+.3g}".format(*one.bounds(2)).replace("-", "−")
+    return [one.text(signed=True), str(one.n), between, f"{above} of {one.n}"]
+
+
+def interval(values: Mapping[str, float]) -> str:
+    """Return "mean [low, high]" with the 95% t interval of the mean, the mean alone for one value."""
+    one = verdicts.summarize(values)
+    ends = "" if one.sd is None else " [{:+.3f}, {:+.3f}]".format(*one.bounds(2))
+    return f"{one.mean:+.3f}{ends}".replace("-", "−")

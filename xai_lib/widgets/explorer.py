@@ -56,12 +56,17 @@ def packed(
     Parameters
     ----------
     rows, values, claims
-        As `Explorer` takes them, which raises what this raises.
+        As `Explorer` takes them.
     papers : mapping, optional
         {paper: its name}; default: the paper's id.
     links : mapping, optional
         {claim id: {text: address seen from the page}}. With links the widget stands on a page of its own site, whose
         address then keeps the filters.
+
+    Raises
+    ------
+    ValueError
+        See `Explorer`.
     """
     claims = ledger.read_claims() if claims is None else claims
     _check(rows, claims)

@@ -1,0 +1,94 @@
+"""What tests of the built site share: the site, its pages, its address, Chromium, and a visit to pages.
+
+``SITE`` names a site that is there already; else the published runs are rendered.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The folder of the site: `SITE`, or one built now from the published runs."""
+    if named := os.environ.get("SITE"):
+        return Path(named).resolve()
+    done = subprocess.run(
+        [sys.executable, "-m", "workflow.build", "--profile", "published"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "build" / "published" / "site"
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts)
+    assert "index.html" in found
+    assert "xcnn/mnist.html" in found
+    assert len(found) >= 10
+    return found
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The site over http, on loopback."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for one module: two of playwright's loops cannot be open at a time."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=BROWSER, args=quiet)
+        yield chromium
+        chromium.close()
+
+
+def visit(browser, base, names, look, **settings):
+    """Open pages one after the other, other hosts blocked; return {page: problems}, `look` adding its own."""
+    context = browser.new_context(**settings)
+    allowed = (base, "data:", "blob:", "about:")
+    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
+    problems = {}
+    for name in names:
+        page, said = context.new_page(), []
+        page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.on("request", lambda one, said=said: None if one.url.startswith(allowed) else said.append(one.url))
+        page.on("requestfailed", lambda one, said=said: said.append(f"failed: {one.url}"))
+        page.goto(f"{base}/{name}", wait_until="load")
+        said += look(page) or []
+        if said:
+            problems[name] = said
+        page.close()
+    context.close()
+    return problems
