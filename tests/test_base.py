@@ -1,19 +1,14 @@
 """What the widgets share: packing, files, and the page's host that runs modules without a kernel."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import widget_pages
+from site_browser import needs_browser
 
 from workflow import widgets
 from xai_lib.widgets import base
-
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 
 MODULE = """export default { render({ model, el }) {
   const packed = unpack(model.get("data").array);
@@ -92,16 +87,6 @@ def test_a_file_that_holds_something_else_is_refused_and_left_alone(tmp_path, te
 # The page's host
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def fake_page(tmp_path, monkeypatch):
     """Write a page with a widget of the kind `fake`; return its path."""
@@ -117,7 +102,7 @@ def fake_page(tmp_path, monkeypatch):
     return write
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_a_widget_runs_and_what_is_kept_outlives_the_page(browser, fake_page, scheme):
     path, said = fake_page(), []
@@ -140,7 +125,7 @@ def test_a_widget_runs_and_what_is_kept_outlives_the_page(browser, fake_page, sc
     assert said == []
 
 
-@in_browser
+@needs_browser
 def test_where_a_widget_fails_the_picture_stays(browser, fake_page):
     page = browser.new_page()
     page.goto(fake_page(fails=True).as_uri())
@@ -149,7 +134,7 @@ def test_where_a_widget_fails_the_picture_stays(browser, fake_page):
     page.close()
 
 
-@in_browser
+@needs_browser
 def test_a_widget_far_below_waits_for_its_reader(browser, fake_page):
     path = fake_page()
     path.write_text(path.read_text().replace("<main>", '<main><div style="height: 5000px"></div>'))

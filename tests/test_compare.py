@@ -1,21 +1,18 @@
 """Compare heatmaps: what travels to the page, and that its boxes and scores are those of `localisation`."""
 
 import base64
-import shutil
+import functools
 
 import numpy as np
 import pytest
 import torch
 import widget_pages
+from site_browser import needs_browser
 from torch.nn import functional
 
 from xai_lib import localisation
 from xai_lib.widgets import compare
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 HEIGHT, WIDTH = 13, 17
 HOSTILE = "<img src=x onerror=\"document.title='run'\">"
 CLASSES = ["disc", HOSTILE, "star"]
@@ -120,16 +117,6 @@ def test_what_cannot_be_shown_is_refused(plain, change, message):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     widget = compare.Compare(**GIVEN)
     return widget_pages.write_page(widget, tmp_path_factory.mktemp("compare")).parent
@@ -137,17 +124,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, folder):
-    """Open the page, from its file unless an address is given; nothing may be said on the console till its end."""
-    said, pages = [], []
-
-    def open_page(address=None, **settings):
-        pages.append(widget_pages.opened(browser, f"{address or folder.as_uri()}/index.html", said, **settings))
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        page.context.close()
-    assert said == []
+    """Open the page; at the end nothing may have gone wrong on it."""
+    with widget_pages.visits(browser) as visit:
+        yield functools.partial(visit, folder)
 
 
 def side(page, name):
@@ -160,18 +139,23 @@ def choose(page, image, left, right):
     side(page, "Right").get_by_role("combobox").select_option(right)
 
 
-SWEEP = """thresholds => {
-  const input = document.querySelector("input[type=range]"); // the first is the threshold
+SWEEP = """(frame, thresholds) => {
+  const input = frame.querySelector("input[type=range]"); // the first is the threshold
   return thresholds.map((one) => {
     input.value = one;
     input.dispatchEvent(new Event("input"));
-    return [...document.querySelectorAll("figure")].map((figure) => {
+    return [...frame.querySelectorAll("figure")].map((figure) => {
       const box = figure.querySelector("[data-box=found]");
       const [x, y, width, height] = ["x", "y", "width", "height"].map((name) => box && +box.getAttribute(name));
       return [box && [x, y, x + width, y + height], figure.querySelector(".xw-iou").textContent];
     });
   });
 }"""
+
+
+def swept(page):
+    """[[box, what is said of its IoU] of the left and the right side] at all thresholds."""
+    return page.locator(".xw-frame").evaluate(SWEEP, THRESHOLDS)
 
 
 def expected(method, image):
@@ -181,14 +165,13 @@ def expected(method, image):
     return boxes, localisation.box_iou(boxes, truth.expand(len(boxes), 4))
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_boxes_and_scores_are_those_of_the_library(opened, folder, scheme):
-    address, stop = widget_pages.serve(folder) if scheme == "http" else (None, lambda: None)
-    page, distinct = opened(address), set()
+def test_boxes_and_scores_are_those_of_the_library(opened, scheme):
+    page, distinct = opened(scheme), set()
     for image in range(3) if scheme == "file" else [0]:
         choose(page, image, "steps", "peaks" if image else "smooth")
-        found = page.evaluate(SWEEP, THRESHOLDS)
+        found = swept(page)
         for k, method in enumerate(["steps", "peaks" if image else "smooth"]):
             boxes, ious = expected(method, image)
             assert [one[k][0] for one in found] == boxes.tolist(), (method, image)
@@ -200,10 +183,9 @@ def test_boxes_and_scores_are_those_of_the_library(opened, folder, scheme):
             assert [1 - y / 100 for _, y in points] == pytest.approx(ious.tolist(), abs=1e-5)
             distinct |= {tuple(one) for one in boxes.tolist()}
     assert len(distinct) > 10
-    stop()
 
 
-@in_browser
+@needs_browser
 def test_methods_swap_and_a_map_of_one_value_has_no_box(opened):
     page = opened()
     choose(page, 2, "flat", "smooth")
@@ -224,19 +206,11 @@ def test_methods_swap_and_a_map_of_one_value_has_no_box(opened):
     assert said == f"star, IoU at threshold 0.50: smooth {score.removeprefix('IoU ')}, flat no box."
 
 
-PIXELS = """canvas => {  // read from a copy: Chromium warns where a canvas that is drawn on is read often
-  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-  copy.drawImage(canvas, 0, 0);
-  return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
-}"""
-
-
 def pixels(page, name):
-    found = side(page, name).locator("canvas").first.evaluate(PIXELS)
-    return np.array(found, float).reshape(HEIGHT, WIDTH, 4)[..., :3]
+    return widget_pages.pixels(side(page, name).locator("canvas").first)
 
 
-@in_browser
+@needs_browser
 def test_opacity_goes_from_the_image_to_the_map_and_the_region_can_stand_alone(opened):
     page = opened()
     choose(page, 0, "smooth", "flat")
@@ -258,32 +232,21 @@ def test_opacity_goes_from_the_image_to_the_map_and_the_region_can_stand_alone(o
     assert (pixels(page, "Right") == image).all(), "a map without a box has no region"
 
 
-def focus_by_tab(page, wanted):
-    """Press Tab until the focus is on what has this text before or in it."""
-    for _ in range(20):
-        page.keyboard.press("Tab")
-        if page.evaluate("(document.activeElement.closest('label') ?? document.activeElement).textContent").startswith(
-            wanted
-        ):
-            return
-    raise AssertionError(f"{wanted} is not reached by Tab")
-
-
-@in_browser
+@needs_browser
 def test_everything_by_keyboard_and_names_stay_text(opened):
     page = opened()
-    focus_by_tab(page, "Next")
+    widget_pages.tab_to(page, "Next")
     page.keyboard.press("Enter")
     assert page.get_by_role("combobox", name="Image").input_value() == f"2: {HOSTILE}"
     assert page.inner_text(".xw-said").startswith(HOSTILE)
     assert (page.locator(".xw img").count(), page.title()) == (0, "widget")
     assert f"Network: {HOSTILE} over 99 %." in side(page, "Left").inner_text()
-    focus_by_tab(page, "Threshold")
+    widget_pages.tab_to(page, "Threshold")
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     iou = expected("smooth", 1)[1][52].item()
     assert f"IoU at threshold 0.53: smooth {iou:.2f}" in page.inner_text(".xw-said")
-    focus_by_tab(page, "Left")
+    widget_pages.tab_to(page, "Left")
     page.keyboard.press("ArrowDown")
     assert side(page, "Left").get_by_role("combobox").input_value() == "steps"
     for _ in range(2):
@@ -291,16 +254,11 @@ def test_everything_by_keyboard_and_names_stay_text(opened):
     assert page.get_by_role("combobox", name="Image").input_value() == "3: star", "the last comes before the first"
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_everything_has_a_name(opened, scheme):
     page = opened(color_scheme=scheme, viewport={"width": 400, "height": 800}, has_touch=True)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert page.evaluate("(f => f.scrollWidth <= f.clientWidth)(document.querySelector('.xw-frame'))")
-    assert page.evaluate(
-        "[...document.querySelectorAll('canvas, svg[role=img]')].every(c => c.getAttribute('aria-label'))"
-    )
-    assert page.evaluate("[...document.querySelectorAll('input, select')].every(one => one.labels.length === 1)")
+    widget_pages.assert_fits(page)
     left, right = (side(page, name).locator("canvas").first.bounding_box() for name in ("Left", "Right"))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"], "side by side"

@@ -1,23 +1,20 @@
 """Draw a digit: the layers that travel, and in Chromium what they give and what strokes do."""
 
 import dataclasses
+import functools
 import re
-import shutil
 import statistics
 
 import numpy as np
 import pytest
 import torch
 import widget_pages
+from site_browser import needs_browser
 from torch import nn
 
 from xai_lib import data, losses, training, xcnn
 from xai_lib.widgets import base, digit
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 PREPARE = data.Normalize(0.13, 0.31)
 
 
@@ -53,8 +50,7 @@ def other(classes=10):
     return xcnn.XCNN(generator, discriminator)
 
 
-@pytest.fixture(scope="module")
-def trained():
+def taught():
     """XCNN after a few passes over real digits: sure of its answers, which an untrained one is not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -68,6 +64,11 @@ def trained():
         optimizer.step()
     torch.set_num_threads(threads)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return taught()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,16 +154,6 @@ def test_bad_input():
 # In Chromium: the parts
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def parts(browser, tmp_path):
     """Call a function of JavaScript with what ``digit.js`` exports and one argument."""
@@ -209,7 +200,7 @@ def in_torch(model, images):
     return maps.flatten(1).numpy(), training.predict(model, images, PREPARE).softmax(1).numpy()
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=pytest.mark.mnist)])
 def test_the_browser_agrees_with_torch_on_100_real_digits_and_is_fast(parts, trained, name):
     images = digits(100, name).images
@@ -224,7 +215,7 @@ def test_the_browser_agrees_with_torch_on_100_real_digits_and_is_fast(parts, tra
     assert median < 50
 
 
-@in_browser
+@needs_browser
 def test_other_settings_of_the_layers_agree_too(parts):
     model, images = stirred(other, seed=1), digits(20).images
     maps, chances, _ = in_javascript(parts, model, images)
@@ -246,7 +237,7 @@ def box(left, top, width, height):
     return ink
 
 
-@in_browser
+@needs_browser
 def test_ink_is_scaled_to_20_pixels_and_centred(parts):
     """By hand: the longer side becomes 20 pixels; the first row of the box is ceil(14 - distance to its centre)."""
     expected = np.zeros((28, 28), int)
@@ -264,7 +255,7 @@ def test_ink_is_scaled_to_20_pixels_and_centred(parts):
     assert not prepared(parts, box(0, 0, 0, 0)).any()
 
 
-@in_browser
+@needs_browser
 @pytest.mark.mnist
 def test_digits_of_mnist_come_back_as_they_were(parts):
     images = digits(100, "mnist").images[:, 0].tolist()
@@ -280,22 +271,8 @@ def test_digits_of_mnist_come_back_as_they_were(parts):
 def opened(browser, trained, tmp_path):
     """Open a page with the widget, as ``opened(scheme, **settings)``; at the end nothing may have gone wrong."""
     widget_pages.write_page(digit.Digit(trained, PREPARE, digits(), sign=-1), tmp_path)
-    said, stops, pages = [], [], []
-
-    def visit(scheme="file", **settings):
-        address = tmp_path.as_uri()
-        if scheme == "http":
-            address, stop = widget_pages.serve(tmp_path)
-            stops.append(stop)
-        pages.append(widget_pages.opened(browser, f"{address}/index.html", said, **settings))
-        return pages[-1]
-
-    yield visit
-    for page in pages:
-        page.context.close()
-    for stop in stops:
-        stop()
-    assert said == []
+    with widget_pages.visits(browser) as visit:
+        yield functools.partial(visit, tmp_path)
 
 
 def surface(page):
@@ -304,13 +281,15 @@ def surface(page):
 
 def stroke(page, *places):
     """Draw with the mouse along places in [0, 1]."""
-    area = surface(page).bounding_box()
+    canvas = surface(page)
+    canvas.scroll_into_view_if_needed()
+    area, mouse = canvas.bounding_box(), canvas.page.mouse
     first, *rest = [(area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in places]
-    page.mouse.move(*first)
-    page.mouse.down()
+    mouse.move(*first)
+    mouse.down()
     for one in rest:
-        page.mouse.move(*one, steps=6)
-    page.mouse.up()
+        mouse.move(*one, steps=6)
+    mouse.up()
 
 
 def table(page):
@@ -321,21 +300,16 @@ def table(page):
 
 def pixels(page, name):
     """The colours (H, W, 3) of a canvas."""
-    code = """canvas => {
-      const side = canvas.width, copy = new OffscreenCanvas(side, side).getContext("2d", { willReadFrequently: true });
-      copy.drawImage(canvas, 0, 0);
-      return [side, ...copy.getImageData(0, 0, side, side).data];
-    }"""
-    side, *values = page.get_by_role("img", name=name).evaluate(code)
-    return np.array(values).reshape(side, side, 4)[..., :3]
+    return widget_pages.pixels(page.get_by_role("img", name=name))
 
 
-@in_browser
+@needs_browser
 def test_samples_get_what_torch_gives_them(opened, trained):
     page, samples = opened(), digits(3)
     maps, chances = in_torch(trained, samples.images)
     for k in range(3):
-        page.get_by_role("button", name="Sample digit").click()
+        if k:  # the first is there before anybody has done anything
+            page.get_by_role("button", name="Sample digit").click()
         assert np.abs(table(page)[0] - 100 * chances[k]).max() < 0.1
         assert page.inner_text("strong") == str(chances[k].argmax())
         assert page.inner_text(".xw-said").startswith(f"A real test digit, a {samples.labels[k]}: read as")
@@ -347,10 +321,11 @@ def test_samples_get_what_torch_gives_them(opened, trained):
         assert np.abs(pixels(page, "Heatmap") - colours).max() < 2
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_strokes_change_the_map_and_one_can_step_back(opened, scheme):
     page = opened(scheme)
+    page.get_by_role("button", name="Clear").click()
     before, empty = pixels(page, "Heatmap"), table(page)
     assert "empty page" in page.inner_text(".xw-said")
     assert np.isnan(empty[1]).all()
@@ -380,7 +355,7 @@ def test_strokes_change_the_map_and_one_can_step_back(opened, scheme):
     assert slider.is_disabled()
 
 
-@in_browser
+@needs_browser
 def test_the_map_follows_while_a_stroke_is_drawn(opened):
     page = opened()
     area = surface(page).bounding_box()
@@ -398,13 +373,11 @@ def test_the_map_follows_while_a_stroke_is_drawn(opened):
     assert min(taken) < 50  # ink, network and pictures; the least, as other work on the machine only adds to it
 
 
-@in_browser
+@needs_browser
 def test_keys_alone_draw(opened):
     page = opened(viewport={"width": 1000, "height": 300})  # lower than the widget: arrows would scroll it
-    page.locator("body").press("Tab")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    assert surface(page).evaluate("one => one === document.activeElement")
+    assert page.inner_text(".xw-said").startswith("A real test digit")
+    widget_pages.tab_to(page, "Drawing surface")
     top = page.evaluate("scrollY")
     page.keyboard.press("Space")
     for _ in range(16):
@@ -415,7 +388,7 @@ def test_keys_alone_draw(opened):
     assert page.evaluate("scrollY") == top
     assert page.inner_text(".xw-said").startswith("Stroke 1: read as")
     ink = 255 - pixels(page, "What the network sees, 28")[..., 0].astype(int)
-    assert (ink.any(1).sum(), ink.any(0).sum()) == (20, 3)  # 93 units by 12, scaled by 20 / 93
+    assert (ink.any(1).sum(), ink.any(0).sum()) == (20, 3)  # 93 units by 12, scaled by 20 / 93; no sample
     page.keyboard.press("Space")
     page.keyboard.down("ArrowRight")
     page.keyboard.down("ArrowUp")
@@ -427,7 +400,7 @@ def test_keys_alone_draw(opened):
     assert "empty page" in page.inner_text(".xw-said")
 
 
-@in_browser
+@needs_browser
 def test_a_phone_in_the_dark(opened):
     page = opened(viewport={"width": 400, "height": 800}, color_scheme="dark", has_touch=True)
     page.add_style_tag(content=":root { --pst-color-background: #121212; --pst-color-text-base: #eee }")
@@ -435,15 +408,12 @@ def test_a_phone_in_the_dark(opened):
     page.touchscreen.tap(area["x"] + 100, area["y"] + 100)
     assert page.inner_text(".xw-said").startswith("Stroke 1: read as")
     assert surface(page).evaluate("one => getComputedStyle(one).touchAction") == "none"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    assert page.locator(".xw-frame").evaluate("one => one.scrollWidth <= one.clientWidth")
+    widget_pages.assert_fits(page)
     assert page.locator(".xw-frame").evaluate("one => getComputedStyle(one).backgroundColor") == "rgb(18, 18, 18)"
     assert page.locator("th").first.evaluate("one => getComputedStyle(one).color") == "rgb(238, 238, 238)"
-    silent = "[...document.querySelectorAll('.xw canvas')].filter(one => !one.getAttribute('aria-label')).length"
-    assert page.evaluate(silent) == 0
 
 
-@in_browser
+@needs_browser
 def test_two_on_a_page_do_not_disturb_each_other(opened, tmp_path):
     file = tmp_path / "index.html"
     text = file.read_text(encoding="utf-8")
@@ -451,6 +421,7 @@ def test_two_on_a_page_do_not_disturb_each_other(opened, tmp_path):
     file.write_text(text.replace(place, place + place), encoding="utf-8")
     page = opened(viewport={"width": 1000, "height": 1600})
     page.wait_for_function("document.querySelectorAll('[data-state=running]').length === 2")
-    page.get_by_role("button", name="Sample digit").last.click()
-    assert "empty page" in page.locator(".xw-said").first.inner_text()
-    assert "real test digit" in page.locator(".xw-said").last.inner_text()
+    before = page.locator(".xw-said").all_inner_texts()
+    page.get_by_role("button", name="Clear").last.click()
+    assert page.locator(".xw-said").first.inner_text() == before[0]
+    assert "empty page" in page.locator(".xw-said").last.inner_text()

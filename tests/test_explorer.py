@@ -1,23 +1,20 @@
 """The results explorer: what travels to the page, and that a reader finds, orders and opens claims with it."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import widget_pages
+from site_browser import needs_browser
 
 from xai_lib import ledger
 from xai_lib.widgets import explorer
 
 ROOT = Path(__file__).resolve().parent.parent
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 HOSTILE = "<img src=x onerror=\"document.title='run'\"></script><b>"
 
 
@@ -147,16 +144,6 @@ def test_values_are_those_of_the_records(hashed_once, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     widget = explorer.Explorer(ROWS, VALUES, claims=CLAIMS)
     widget.data = explorer.packed(ROWS, VALUES, claims=CLAIMS, papers={"xcnn": "XCNN"}, links=LINKS)
@@ -165,24 +152,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, folder):
-    """Open the page, from its file unless an address is given; nothing may be said on the console till its end."""
-    said, pages = [], []
-
-    def open_page(fragment="", address=None, **settings):
-        pages.append(
-            widget_pages.opened(browser, f"{address or folder.as_uri()}/index.html{fragment}", said, **settings)
-        )
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        page.context.close()
-    assert said == []
+    """Open the page, as ``opened(scheme, fragment, **settings)``; at the end nothing may have gone wrong on it."""
+    with widget_pages.visits(browser) as visit:
+        yield functools.partial(visit, folder)
 
 
 def shown(page):
     """The claims that are seen, from top to bottom."""
-    return page.evaluate("""() => [...document.querySelectorAll("tbody")]
+    return page.locator("tbody").evaluate_all("""all => all
       .map((one) => [one.getBoundingClientRect(), one.dataset.claim])
       .filter(([box]) => box.height).sort(([a], [b]) => a.top - b.top).map(([, claim]) => claim).join("")""")
 
@@ -196,11 +173,10 @@ def fragment(page):
     return page.evaluate("location.hash")
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
-def test_filters_work_and_stand_in_the_address(opened, folder, scheme):
-    address, stop = widget_pages.serve(folder) if scheme == "http" else (None, lambda: None)
-    page = opened(address=address)
+def test_filters_work_and_stand_in_the_address(opened, scheme):
+    page = opened(scheme)
     assert shown(page) == "abcd"
     assert page.locator("text=static picture").count() == 0
     page.get_by_role("combobox", name="Paper").select_option("srae")
@@ -219,15 +195,14 @@ def test_filters_work_and_stand_in_the_address(opened, folder, scheme):
     link = page.url
     page.get_by_role("button", name="show all").click()
     assert (shown(page), fragment(page)) == ("abcd", "")
-    again = opened(link[link.index("#") :], address=address)
+    again = opened(scheme, link[link.index("#") :])
     assert (shown(again), again.get_by_label("Search").input_value()) == ("c", "alpha")
     assert verdict(again, "partly").get_attribute("aria-pressed") == "true"
-    stop()
 
 
-@in_browser
+@needs_browser
 def test_the_address_may_change_or_say_nonsense(opened):
-    page = opened("#paper=%3Cscript%3E&verdict=__proto__,partly&sort=-toString&notebook=x%ZZ")
+    page = opened(fragment="#paper=%3Cscript%3E&verdict=__proto__,partly&sort=-toString&notebook=x%ZZ")
     assert shown(page) == "b"
     page.evaluate("location.hash = '#verdict=inconclusive'")
     page.wait_for_function("document.querySelector('.xw-said').textContent === '1 of 4 claims'")
@@ -237,7 +212,7 @@ def test_the_address_may_change_or_say_nonsense(opened):
     assert shown(page) == "d", "a heading's address is none of ours"
 
 
-@in_browser
+@needs_browser
 def test_every_column_sorts_both_ways_and_what_is_missing_comes_last(opened):
     page = opened()
     orders = {
@@ -259,7 +234,7 @@ def test_every_column_sorts_both_ways_and_what_is_missing_comes_last(opened):
         assert (shown(page), head.get_attribute("aria-sort")) == ("abcd", None)
 
 
-@in_browser
+@needs_browser
 def test_dots_lie_where_the_values_are(opened):
     page = opened()
     places = page.locator("[data-claim=a] svg").evaluate(
@@ -275,15 +250,12 @@ def test_dots_lie_where_the_values_are(opened):
     assert page.locator("[data-claim=c] svg").count() == 0
 
 
-@in_browser
+@needs_browser
 def test_a_claim_opens_by_keyboard_and_what_it_says_stays_text(opened):
     page = opened()
     page.get_by_label("Search").focus()
     page.keyboard.type("hostile")
-    for _ in range(30):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.className") == "xw-open":
-            break
+    widget_pages.tab_to(page, "Hostile")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
     detail = page.locator("[data-claim=b] .xw-detail")
@@ -303,14 +275,14 @@ def test_a_claim_opens_by_keyboard_and_what_it_says_stays_text(opened):
     assert page.locator("[data-claim=a] .xw-detail").is_hidden()
 
 
-@in_browser
+@needs_browser
 def test_without_links_the_address_is_left_alone(browser, tmp_path):
-    path, said = widget_pages.write_page(explorer.Explorer(ROWS, VALUES, claims=CLAIMS), tmp_path), []
-    page = widget_pages.opened(browser, f"{path.as_uri()}#verdict=partly", said)
-    assert shown(page) == "abcd"
-    verdict(page, "inconclusive").click()
-    assert (shown(page), fragment(page), said) == ("d", "#verdict=partly", [])
-    page.context.close()
+    widget_pages.write_page(explorer.Explorer(ROWS, VALUES, claims=CLAIMS), tmp_path)
+    with widget_pages.visits(browser) as visit:
+        page = visit(tmp_path, fragment="#verdict=partly")
+        assert shown(page) == "abcd"
+        verdict(page, "inconclusive").click()
+        assert (shown(page), fragment(page)) == ("d", "#verdict=partly")
 
 
 CONTRAST = """element => {
@@ -323,7 +295,7 @@ CONTRAST = """element => {
 }"""
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_verdicts_can_be_read_and_look_like_badges(opened, scheme):
     page = opened(color_scheme=scheme)
@@ -339,10 +311,10 @@ def test_verdicts_can_be_read_and_look_like_badges(opened, scheme):
     assert min(one.evaluate(CONTRAST) for one in found.all()) >= 4.5
 
 
-@in_browser
+@needs_browser
 def test_on_a_phone_claims_are_cards(opened):
     page = opened(viewport={"width": 400, "height": 800}, color_scheme="dark", has_touch=True)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    widget_pages.assert_fits(page)
     assert page.locator("thead").is_hidden()
     left = {one.bounding_box()["x"] for one in page.locator("[data-claim=b] .xw-main > :not(:empty)").all()}
     assert max(left) < 300
@@ -355,7 +327,7 @@ def test_on_a_phone_claims_are_cards(opened):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-@in_browser
+@needs_browser
 def test_a_ledger_ten_times_as_long_is_still_fast(browser, tmp_path):
     rows = [row(f"c{k}", title=f"Claim {k % 97}", ours_text="0.5", **run(0.5, 0.25, 2)) for k in range(2000)]
     values = {one.id: VALUES["d"] for one in rows}
@@ -399,7 +371,7 @@ def test_every_link_on_the_site_leads_somewhere(site):
         assert not anchor or f'id="{anchor}"' in target.read_text(encoding="utf-8"), address
 
 
-@in_browser
+@needs_browser
 def test_it_runs_on_its_page_of_the_site(site, browser):
     page, said = browser.new_context().new_page(), []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)

@@ -2,21 +2,17 @@
 
 import dataclasses
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
 import widget_pages
+from site_browser import needs_browser
 
 from xai_lib import concept_study, concepts
 from xai_lib.concept_vae import CONCEPT_LAYER, ConceptVAE
 from xai_lib.widgets import mixer
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 WINDOWS = concepts.MNIST_WINDOWS
 BLOCKS = torch.randint(0, 256, (10, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 DIGITS = BLOCKS.repeat_interleave(7, 2).repeat_interleave(7, 3)
@@ -133,45 +129,21 @@ def test_what_cannot_be_shown_is_refused(change, message):
 # In the browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def opened(browser, tmp_path):
     """Open a page with a mixer of a model; what goes wrong on it fails the test."""
-    said, contexts = [], []
+    with widget_pages.visits(browser) as visit:
 
-    def open_(model, scheme="file", **settings):
-        path = widget_pages.write_page(mixer.Mixer(model, DIGITS, NAMES), tmp_path)
-        address, stop = widget_pages.serve(path.parent) if scheme == "http" else (path.parent.as_uri(), lambda: None)
-        page = widget_pages.opened(browser, f"{address}/index.html", said, **settings)
-        contexts.append((page.context, stop))
-        return page
+        def start(model, scheme="file", **settings):
+            widget_pages.write_page(mixer.Mixer(model, DIGITS, NAMES), tmp_path)
+            return visit(tmp_path, scheme, **settings)
 
-    yield open_
-    for context, stop in contexts:
-        context.close()
-        stop()
-    assert said == []
+        yield start
 
 
 def pixels(page, label="what the decoder draws"):
-    """What is painted on a canvas, (28, 28, 4) from 0 to 1."""
-    found = page.get_by_role("img", name=label, exact=True).evaluate(
-        """canvas => {
-          const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-          copy.drawImage(canvas, 0, 0);
-          return [...copy.getImageData(0, 0, canvas.width, canvas.height).data];
-        }"""
-    )
-    return np.array(found).reshape(28, 28, 4) / 255
+    """What is painted on a canvas, (28, 28, 3) from 0 to 1."""
+    return widget_pages.pixels(page.get_by_role("img", name=label, exact=True)) / 255
 
 
 def tile(page, label):
@@ -188,7 +160,7 @@ def agree(page, model, at, strengths=None):
     return np.abs(1 - pixels(page)[..., 0] - drawn(mixer.rounded(model), at, strengths)).max() < 1e-2
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize(("scheme", "limit"), [("http", mixer.LIMIT), ("file", 10_000)])
 def test_the_browser_draws_what_torch_draws(opened, monkeypatch, scheme, limit):
     """As float16 over http, as int8 from a file; for digits, a walk, one map off, one stronger, one alone."""
@@ -214,7 +186,7 @@ def test_the_browser_draws_what_torch_draws(opened, monkeypatch, scheme, limit):
         assert agree(page, model, latent(model, 0, digit)), digit
 
 
-@in_browser
+@needs_browser
 def test_switches_by_keyboard_and_what_is_said(opened):
     model = network()
     page = opened(model)
@@ -240,7 +212,7 @@ def test_switches_by_keyboard_and_what_is_said(opened):
     assert page.get_by_label("Strength").input_value() == "1"
 
 
-@in_browser
+@needs_browser
 def test_all_off_leaves_what_the_biases_draw_and_the_further_maps_come_back(opened):
     model = network()
     page, every = opened(model), range(model.channels[CONCEPT_LAYER])
@@ -255,7 +227,7 @@ def test_all_off_leaves_what_the_biases_draw_and_the_further_maps_come_back(open
     assert agree(page, model, latent(model))
 
 
-@in_browser
+@needs_browser
 def test_the_difference_is_blue_where_ink_is_gone(opened):
     model = network()
     page = opened(model)
@@ -269,13 +241,11 @@ def test_the_difference_is_blue_where_ink_is_gone(opened):
     assert (np.sign(redder) == np.sign(change))[clear].all()
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_everything_has_a_name(opened, scheme):
     page = opened(network(), color_scheme=scheme, viewport={"width": 400, "height": 800}, has_touch=True)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert page.evaluate("(f => f.scrollWidth <= f.clientWidth)(document.querySelector('.xw-frame'))")
-    assert page.evaluate("[...document.querySelectorAll('canvas')].every(c => c.getAttribute('aria-label'))")
+    widget_pages.assert_fits(page)
     tile(page, 13).tap()
     assert tile(page, 13).get_attribute("aria-pressed") == "false"
     assert page.get_by_role("button", name="map 13 8 upper").count() == 1

@@ -2,23 +2,18 @@
 
 import base64
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
-import widget_pages as pages
+import widget_pages
 from conftest import unchecked
+from site_browser import needs_browser
 from test_votes import HTML, REFUSED, entry, file
 
 from xai_lib import srae
 from xai_lib.widgets import votes
 from xai_lib.widgets.xfeatures import XFeatures
-
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-in_chromium = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 
 CLASSES = ("crow", "jay <b>old</b>", "owl", "rook")
 C, N, n, K = 2, 14, 3, 4
@@ -149,40 +144,21 @@ def test_names_and_votes_are_kept_in_a_file(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=BROWSER, args=quiet)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory):
-    """The page with the widget: from a file, and over http."""
-    page = pages.write_page(XFeatures(**given()), tmp_path_factory.mktemp("page"))
-    address, stop = pages.serve(page.parent)
-    yield {"file": page.as_uri(), "http": f"{address}/index.html"}
-    stop()
+def folder(tmp_path_factory):
+    return widget_pages.write_page(XFeatures(**given()), tmp_path_factory.mktemp("xfeatures")).parent
 
 
 @pytest.fixture
-def opened(browser, addresses):
+def opened(browser, folder):
     """Open the page; at the end nothing may have gone wrong on it."""
-    said, contexts = [], []
+    with widget_pages.visits(browser) as visit:
 
-    def start(scheme="http", **settings):
-        page = pages.opened(browser, addresses[scheme], said, **settings)
-        contexts.append(page.context)
-        page.set_default_timeout(60_000)
-        return page
+        def start(scheme="http", **settings):
+            page = visit(folder, scheme, **settings)
+            page.set_default_timeout(60_000)
+            return page
 
-    yield start
-    for one in contexts:
-        one.close()
-    assert said == []
+        yield start
 
 
 def module():
@@ -191,9 +167,8 @@ def module():
 
 def numbers(page):
     """{"terms", "module", "network", "rival"} as the page has them, in full."""
-    found = page.eval_on_selector_all(
-        '[aria-label="One image as a sum of x-features"] data', "all => all.map(one => Number(one.value))"
-    )
+    sums = page.get_by_role("group", name="One image as a sum of x-features")
+    found = sums.locator("data").evaluate_all("all => all.map(one => Number(one.value))")
     return {"terms": found[:n], "module": found[n], "network": found[n + 1], "rival": found[n + 2]}
 
 
@@ -223,7 +198,7 @@ def cells(page, table):
     return [[text.replace("\xa0", " ") for text in line.locator("td").all_inner_texts()] for line in lines]
 
 
-@in_chromium
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_an_x_feature_switched_off_changes_the_prediction_by_exactly_its_term(opened, scheme):
     page, made = opened(scheme), given()
@@ -246,7 +221,7 @@ def test_an_x_feature_switched_off_changes_the_prediction_by_exactly_its_term(op
             assert numbers(page) == before
 
 
-@in_chromium
+@needs_browser
 def test_predictions_over_all_images(opened):
     """Against loops, with all x-features and without two of them."""
     page, made = opened(), given()
@@ -279,7 +254,7 @@ def test_predictions_over_all_images(opened):
     assert f"{wanted[2][1].split(',')[0]} images right" in said
 
 
-@in_chromium
+@needs_browser
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_names_and_votes_survive_a_reload_and_an_export(opened, scheme, tmp_path):
     page = opened(scheme)
@@ -306,7 +281,7 @@ def test_names_and_votes_survive_a_reload_and_an_export(opened, scheme, tmp_path
     assert votes.read(tmp_path / "votes-Zoë.json") == wanted
 
 
-@in_chromium
+@needs_browser
 def test_voters_are_combined_as_in_python(opened, tmp_path):
     """Two imported, one of them twice, and the reader; what most distrust is switched off."""
     old = CLASSES[1]
@@ -362,7 +337,7 @@ HOSTILE |= {
 }
 
 
-@in_chromium
+@needs_browser
 def test_what_comes_from_outside_is_refused_in_a_line_and_nothing_is_lost(opened, tmp_path):
     page, dialogs = opened(), []
     page.on("dialog", lambda one: dialogs.append(one.message) or one.dismiss())
@@ -383,7 +358,7 @@ def test_what_comes_from_outside_is_refused_in_a_line_and_nothing_is_lost(opened
     assert numbers(page)["terms"], "the page goes on"
 
 
-@in_chromium
+@needs_browser
 @pytest.mark.parametrize("what", ["other module", "broken", "hostile"])
 def test_what_was_kept_and_does_not_fit_is_set_aside_and_not_lost(opened, what, tmp_path):
     old = {
@@ -410,7 +385,7 @@ def test_what_was_kept_and_does_not_fit_is_set_aside_and_not_lost(opened, what, 
     assert json.loads(kept(page))["aside"] == []
 
 
-@in_chromium
+@needs_browser
 def test_an_exported_file_serves_as_what_is_kept(opened):
     page = opened()
     old = file("Ada", entry(name="wing"), module=module())
@@ -420,7 +395,7 @@ def test_an_exported_file_serves_as_what_is_kept(opened):
     assert page.get_by_label("name of x-feature 1").input_value() == "wing"
 
 
-@in_chromium
+@needs_browser
 def test_images_of_an_x_feature_are_sorted_by_what_it_adds(opened):
     page, made = opened(), given()
     page.get_by_role("button", name="x-feature 3 across images").click()
@@ -438,41 +413,32 @@ def test_images_of_an_x_feature_are_sorted_by_what_it_adds(opened):
     assert thumbs.nth(2).get_attribute("aria-pressed") == "true"
 
 
-@in_chromium
+@needs_browser
 def test_an_image_has_its_colours_where_the_map_is(opened):
     """The first map of the first image has its upper left corner alone."""
     page, image = opened(), given()["images"][0]
-    pixels = page.eval_on_selector(
-        '[aria-label="x-feature 1"] canvas', "one => [...one.getContext('2d').getImageData(0, 0, 8, 8).data]"
-    )
-    found = torch.tensor(pixels).view(8, 8, 4)
-    assert found[:3, :3, :3].tolist() == image[:, :3, :3].permute(1, 2, 0).tolist()
-    assert found[5:, 5:, :3].min() >= 190, "pale elsewhere"
+    found = widget_pages.pixels(page.get_by_role("group", name="x-feature 1", exact=True).locator("canvas"))
+    assert found[:3, :3].tolist() == image[:, :3, :3].permute(1, 2, 0).tolist()
+    assert found[5:, 5:].min() >= 190, "pale elsewhere"
 
 
-@in_chromium
+@needs_browser
 def test_by_keyboard_alone(opened):
     page = opened()
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")  # the next category
     assert choice(page, "Category").input_value() == CLASSES[1]
     for wanted, key in (("distrust x-feature 1", "Space"), ("x-feature 1 counts", "Space"), ("next image", "Enter")):
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent") == wanted:
-                break
-            if page.evaluate("document.activeElement === document.body"):
-                continue
+        widget_pages.tab_to(page, wanted)
         page.keyboard.press(key)
-        focused = page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent")
-        assert focused == wanted, "focus stays"
+        assert widget_pages.focused(page) == wanted, "focus stays"
     assert page.get_by_role("button", name="distrust x-feature 1", exact=True).get_attribute("aria-pressed") == "true"
     assert not page.get_by_label("x-feature 1 counts").is_checked()
     assert choice(page, "Image").input_value().startswith("3: owl")
     assert page.locator(".xw-said").inner_text() == "Now image 3, owl."
 
 
-@in_chromium
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_a_phone_and_everything_has_a_name(opened, scheme):
     page = opened("file", viewport={"width": 400, "height": 800}, color_scheme=scheme)
@@ -480,17 +446,5 @@ def test_fits_a_phone_and_everything_has_a_name(opened, scheme):
     page.get_by_label("name of x-feature 1").fill(name)
     page.get_by_label("name of x-feature 1").press("Tab")
     assert cells(page, "agreement of all voters")[0][2] == name
-    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
-    assert (
-        page.evaluate(
-            "document.querySelector('.xw-frame').scrollWidth - document.querySelector('.xw-frame').clientWidth"
-        )
-        <= 0
-    )
-    nameless = "all => all.filter(one => !(one.ariaLabel || one.textContent.trim() || one.labels?.length)).length"
-    assert page.eval_on_selector_all(".xw button, .xw input, .xw select", nameless) == 0
-    assert (
-        page.eval_on_selector_all(".xw canvas:not([aria-hidden])", "all => all.filter(one => !one.ariaLabel).length")
-        == 0
-    )
+    widget_pages.assert_fits(page)
     assert page.locator(".xw [id]").count() == 0, "a second one may stand on the page"

@@ -1,11 +1,16 @@
-"""A widget on a page of its own, as the book shows it: no kernel, no other host, the policy in the head."""
+"""A widget on a page of its own, as the book shows it: no kernel, no other host, the policy in the head.
 
+And what tests of several widgets ask of a page, or of any part of it that a locator names.
+"""
+
+import contextlib
 import functools
 import http.server
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 from ipywidgets import embed
 
 from workflow import widgets
@@ -55,15 +60,93 @@ def serve(folder):
     return f"http://127.0.0.1:{server.server_port}", stop
 
 
-def opened(browser, address, said, **settings):
-    """Open a page, other hosts blocked; what goes wrong is appended to `said`; return the page, its widget running."""
+def watched(browser, base, said, grave=("error", "warning"), **settings):
+    """Return an empty page that reaches nothing but what begins with `base`; what goes wrong is appended to `said`."""
     context = browser.new_context(**settings)
-    allowed = (address.rsplit("/", 1)[0], "data:", "blob:", "about:")
+    allowed = (base, base.replace("http", "ws", 1), "data:", "blob:", "about:")
     context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
     page = context.new_page()
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("console", lambda message: said.append(message.text) if message.type in grave else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda one: None if one.url.startswith(allowed) else said.append(one.url))
+    for kind in ("request", "websocket"):
+        page.on(kind, lambda one: None if one.url.startswith(allowed) else said.append(one.url))
+    return page
+
+
+def opened(browser, address, said, **settings):
+    """Open a page, other hosts blocked; what goes wrong is appended to `said`; return the page, its widget running."""
+    page = watched(browser, address.rsplit("/", 1)[0], said, **settings)
     page.goto(address)
     page.wait_for_selector('.xai-widget[data-state="running"]', timeout=20_000)
     return page
+
+
+@contextlib.contextmanager
+def visits(browser):
+    """Give ``visit(folder, scheme, fragment, **settings)``, which opens a folder's page from its file or over http.
+
+    At the end pages are closed and servers stopped, and nothing may have gone wrong on any of them.
+    """
+    said = []
+    with contextlib.ExitStack() as ends:
+
+        def visit(folder, scheme="file", fragment="", **settings):
+            address = folder.as_uri()
+            if scheme == "http":
+                address, stop = serve(folder)
+                ends.callback(stop)
+            page = opened(browser, f"{address}/index.html{fragment}", said, **settings)
+            ends.callback(page.context.close)
+            return page
+
+        yield visit
+    assert said == [], said
+
+
+PIXELS = """canvas => {  // read from a copy: Chromium warns where a canvas that is drawn on is read often
+  const { width, height } = canvas, copy = new OffscreenCanvas(width, height);
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0);
+  return [height, width, ...context.getImageData(0, 0, width, height).data];
+}"""
+
+
+def pixels(canvas):
+    """Return the colours of a canvas: (H, W, 3), 0 to 255."""
+    height, width, *values = canvas.evaluate(PIXELS)
+    return np.array(values, float).reshape(height, width, 4)[..., :3]
+
+
+NAME = "one => one.ariaLabel ?? one.closest('label')?.textContent ?? one.textContent"
+
+
+def focused(page):
+    """Return the name of what has the focus."""
+    return page.evaluate(f"({NAME})(document.activeElement)")
+
+
+def tab_to(page, wanted):
+    """Press Tab until the focus is on what has a name that begins so."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if focused(page).startswith(wanted):
+            return
+    raise AssertionError(f"{wanted} is not reached by Tab")
+
+
+NAMELESS = """() => {
+  const all = (kind) => [...document.querySelectorAll(`.xw :is(${kind})`)].filter((one) => !one.ariaLabel);
+  return [
+    ...all("canvas:not([aria-hidden]), svg[role=img]"),
+    ...all("button").filter((one) => !one.textContent.trim()),
+    ...all("input, select").filter((one) => one.labels.length !== 1),
+  ].map((one) => one.outerHTML);
+}"""
+
+
+def assert_fits(page):
+    """Nothing is wider than the page or the widget's frame, and what is seen or used has a name."""
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert page.locator(".xw-frame").evaluate("one => one.scrollWidth - one.clientWidth") <= 0
+    assert page.locator(".xw button").count() > 0
+    assert page.evaluate(NAMELESS) == []

@@ -105,7 +105,6 @@ const STYLE = `
 .xw .xw-scale canvas { height: 0.7rem; }
 .xw .xw-tick { position: absolute; top: -4px; bottom: -4px; width: 4px; margin-left: -2px; background: var(--ink);
   border: 1px solid var(--ground); box-sizing: border-box; }
-.xw .xw-ends { display: flex; justify-content: space-between; }
 .xw .xw-iou { font-weight: 600; margin-top: 0.3rem; }
 .xw .xw-pair figcaption { overflow-wrap: anywhere; }
 .xw .xw-legend { display: flex; flex-wrap: wrap; gap: 0 1.2rem; margin: 0.5rem 0 0.2rem; }
@@ -114,13 +113,6 @@ const STYLE = `
 .xw .xw-chart > svg { display: block; width: 100%; height: 7rem; box-sizing: border-box;
   border: 1px solid var(--line); }
 .xw .xw-one { position: absolute; left: 5px; top: 2px; line-height: 1.2; }`;
-
-function svg(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
 
 const line = (x1, y1, x2, y2, more) => svg("line", { x1, y1, x2, y2, "vector-effect": "non-scaling-stroke", ...more });
 
@@ -148,10 +140,9 @@ function colourOf({ low, high }) {
 }
 
 // The image with the map over it; with `inside`, only on those pixels.
-function blend(canvas, { shape: [, channels, height, width], values }, n, map, opacity, inside) {
-  const size = height * width, start = n * channels * size, colour = colourOf(map), only = inside && new Set(inside);
-  const under = (i) => [0, 1, 2].map((c) => values[start + (channels === 3 ? c : 0) * size + i]);
-  paint(canvas, map.values, height, width, (level, i) => (
+function blend(canvas, images, n, map, opacity, inside) {
+  const under = pixelsOf(images, n), colour = colourOf(map), only = inside && new Set(inside);
+  paint(canvas, map.values, map.height, map.width, (level, i) => (
     only && !only.has(i) ? under(i) : mix(under(i), colour(level), opacity)));
 }
 
@@ -254,9 +245,8 @@ const key = (kind, text) => h("span", {},
 
 // All controls but the choice of methods; `change` hears what to alter in the state.
 function controls(data, state, change) {
-  const count = data.labels.length, step = (by) => () => change({ n: (state.n + by + count) % count });
   const names = data.labels.map((label, k) => `${k + 1}: ${data.classes[label]}`);
-  const image = choice("Image", names, state.n, (n) => change({ n }));
+  const image = imageChoice(names, state.n, ["Previous", "Next"], (n) => change({ n }));
   const threshold = slider("Threshold", { min: 0.01, max: 0.99, value: state.threshold },
     (value) => change({ threshold: value }));
   const opacity = slider("Opacity", { value: state.opacity, step: 0.05 }, (value) => change({ opacity: value }));
@@ -265,7 +255,7 @@ function controls(data, state, change) {
   const row = (...parts) => h("div", { class: "xw-row xw-controls" }, parts);
   return {
     elements: [
-      row(image.element, button("Previous", step(-1)), button("Next", step(1)), swap),
+      row(...image.elements, swap),
       row(threshold.element, opacity.element, only),
     ],
     show() {

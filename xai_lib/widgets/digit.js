@@ -3,7 +3,6 @@
 const SIDE = 140; // of the drawing surface, in units; twice that in pixels of the page
 const PEN = 6; // radius of the pen in units
 const FIELD = 28, BOX = 20; // pixels that the network sees, and that the ink fills of them
-const limited = (x, low, high) => Math.max(low, Math.min(high, x));
 const total = (values) => values.reduce((a, b) => a + b, 0);
 const blank = () => new Uint8Array(SIDE * SIDE);
 
@@ -48,18 +47,11 @@ function pooling({ values, shape: [channels, height, width] }, side, join) {
 
 // Bilinear, corners aligned: pixel k of the larger side lies at k (small - 1) / (large - 1) of the smaller one.
 function upsampling({ values, shape: [channels, height, width] }, high, wide) {
-  const between = (small, large) => Array.from({ length: large }, (_, k) => {
-    const place = (k * (small - 1)) / (large - 1), low = Math.min(Math.floor(place), small - 1);
-    return [low, Math.min(low + 1, small - 1), place - low];
-  });
-  const rows = between(height, high), columns = between(width, wide);
-  const out = new Float32Array(channels * high * wide).map((_, i) => {
-    const [top, bottom, down] = rows[Math.floor(i / wide) % high], [left, right, along] = columns[i % wide];
-    const at = (row) => (Math.floor(i / wide / high) * height + row) * width;
-    const upper = values[at(top) + left] * (1 - along) + values[at(top) + right] * along;
-    const lower = values[at(bottom) + left] * (1 - along) + values[at(bottom) + right] * along;
-    return upper * (1 - down) + lower * down;
-  });
+  const out = new Float32Array(channels * high * wide), aligned = (k, small, large) => (k * (small - 1)) / (large - 1);
+  for (let c = 0; c < channels; c++) {
+    const map = values.subarray(c * height * width, (c + 1) * height * width);
+    out.set(stretched(map, [height, width], [high, wide], aligned), c * high * wide);
+  }
   return { values: out, shape: [channels, high, wide] };
 }
 
@@ -81,8 +73,6 @@ const LAYERS = {
   upsampling: (x) => upsampling(x, FIELD, FIELD),
   flatten: (x) => x, // channels, rows, columns: the order in memory is torch's already
 };
-const unpacked = (layer) =>
-  Object.fromEntries(Object.entries(layer).map(([name, one]) => [name, one?.bytes ? unpack(one) : one]));
 const run = (layers, x) => layers.reduce((before, layer) => LAYERS[layer.type](before, layer), x);
 
 function softmax(logits) {
@@ -160,7 +150,7 @@ function prepared(ink) {
 
 const best = (values) => values.indexOf(Math.max(...values));
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
-const points = (x) => (Math.abs(x) < 5e-4 ? "0.0" : `${x < 0 ? "−" : "+"}${Math.abs(100 * x).toFixed(1)}`);
+const points = (x) => withSign(100 * x, 1);
 const gained = (after, before) => after.chances.map((one, k) => one - before.chances[k]);
 
 // The surface: ink over the network's map, the frame of what it sees, and the pen where keys move it.
@@ -185,7 +175,7 @@ function paintSurface(canvas, { ink, map, scale, left, top }, sign, pen) {
 
 // A row for each class: its probability as a bar and in numbers, and what the stroke changed.
 function bars(classes) {
-  const right = { class: "xw-number", style: "text-align: right" };
+  const right = { class: "xw-number" };
   const rows = classes.map((name) => {
     const bar = h("div", { style: "height: 0.7rem; background: var(--accent); border-radius: 2px" });
     const chance = h("td", right), gain = h("td", right);
@@ -311,7 +301,7 @@ function render({ model, el }) {
   const seen = screen("The network sees", "What the network sees, 28 by 28 pixels", 136);
   const map = screen("Its heatmap", "Heatmap: red above 0, blue below", 136);
   const table = bars(classes), answer = h("strong", { style: "font-size: 1.6rem" }), said = spoken();
-  let sample = -1, count = 0;
+  let sample = -1, count = 0, example = true; // what stands there at first, so that there is something to see
   const back = slider("After stroke", { max: 0, step: 1, show: (k) => `${k} of ${count}` }, (k) => drawing.go(k));
   const look = () => {
     const begun = performance.now(), [step, before] = drawing.now();
@@ -334,15 +324,20 @@ function render({ model, el }) {
     const pixels = samples.values.slice(sample * FIELD * FIELD, (sample + 1) * FIELD * FIELD);
     drawing.restart([enlarged(pixels), `A real test digit, a ${classes[labels[sample]]}`, pixels]);
   };
+  const start = (place) => {
+    if (example) drawing.restart();
+    example = false;
+    drawing.start(place);
+  };
   const row = (attributes, ...parts) => h("div", { class: "xw-row", ...attributes }, parts);
   const pictures = row({ style: "flex: 0 1 286px; gap: 0.4rem 8px" }, surface.element, seen.element, map.element);
   const result = h("div", { style: "flex: 1 1 15rem" }, "Read as ", answer, table.element, said);
-  const clear = button("Clear", () => drawing.restart()), fill = button("Sample digit", next);
+  const clear = button("Clear", () => drawing.restart()), fill = button("Sample digit", () => next((example = false)));
   frame(model, el, row({ style: "align-items: center" }, clear, fill, back.element), row({}, pictures, result),
     h("p", { class: "xw-quiet", style: "margin: 0" }, KEYS));
-  listenToPointer(surface.canvas, pen, drawing);
-  listenToKeys(surface.canvas, pen, { ...drawing, look });
-  drawing.restart();
+  listenToPointer(surface.canvas, pen, { ...drawing, start });
+  listenToKeys(surface.canvas, pen, { ...drawing, start, look });
+  next();
 }
 export { network, prepared, enlarged };
 export default { render };

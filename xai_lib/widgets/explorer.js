@@ -83,13 +83,6 @@ const digits = (x) => `${+x.toPrecision(4)}`.replace("-", "−");
 
 const WIDTH = 150, LINE = 14, EDGE = 5;
 
-function svg(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
 function told({ values, unit, line, threshold }) {
   const parts = Object.entries(values).map(([part, seeds]) => {
     const numbers = Object.values(seeds), many = numbers.length === 1 ? "1 value" : `${numbers.length} values`;

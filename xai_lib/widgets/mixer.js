@@ -4,10 +4,9 @@
 // The decoder: transposed convolutions of 3 x 3 with padding 1, as in torch.
 
 function readLayer(packed) {
-  const { shape: [inputs, outputs], values: weights } = unpack(packed.weight);
-  const factors = unpack(packed.factors).values;
-  for (let i = 0; i < weights.length; i++) weights[i] *= factors[Math.floor(i / 9) % outputs];
-  return { ...packed, inputs, outputs, weights, bias: unpack(packed.bias).values };
+  const { weight: { shape: [inputs, outputs], values: weights }, factors, bias, ...rest } = unpacked(packed);
+  for (let i = 0; i < weights.length; i++) weights[i] *= factors.values[Math.floor(i / 9) % outputs];
+  return { ...rest, inputs, outputs, weights, bias: bias.values };
 }
 
 // Add to `sums` what one input map, times `strength`, contributes to all output maps.

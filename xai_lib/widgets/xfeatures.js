@@ -5,8 +5,6 @@ const FORMAT = "x-feature votes", VERSION = 1, CHOICES = ["trust", "distrust"];
 const MOST = { bytes: 1e6, letters: 60, voters: 100, thumbs: 12 };
 const ODD = /[\p{Cc}\p{Cs}\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu; // control, half pairs, marks that turn a text around
 const POSITIVE = "#d6604d", NEGATIVE = "#4393c3", QUIET = "#8a8a8a"; // told apart without colour vision, in light and dark
-const GRID = "display:grid;grid-template-columns:5rem minmax(0,1fr);gap:0 0.8rem;padding:0.5rem 0;border-top:1px solid var(--line)";
-const ENDS = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 1rem;overflow-wrap:anywhere";
 const FIELD = { type: "text", maxlength: `${MOST.letters}`, size: 14, style: "box-sizing:border-box;flex:0 1 18rem" };
 
 // Votes: what comes from outside is checked field by field, and built anew (votes.py does the same).
@@ -97,8 +95,7 @@ function keeping(model, study) {
 
 // Sums: C categories k, N images i, n x-features j; `on` says which x-features count.
 function opened(data) {
-  const packed = ["images", "maps", "activations", "weights", "logits", "rivals"];
-  const [images, maps, e, v, logits, rivals] = packed.map((one) => unpack(data[one]));
+  const { images, maps, activations: e, weights: v, logits, rivals } = unpacked(data);
   const [C, N, n] = e.shape, all = [...Array(N).keys()];
   const study = {
     C, N, n, all, images, maps, module: data.module, truth: data.truth, classes: data.classes,
@@ -122,42 +119,30 @@ function opened(data) {
   return study;
 }
 
-const number = (x) => `${+x.toFixed(2) ? (x < 0 ? "−" : "+") : ""}${Math.abs(x).toFixed(2)}`;
-const exact = (x, text = number(x)) => h("data", { value: `${x}` }, text); // what is shown rounded can be read in full
+const exact = (x) => h("data", { value: `${x}` }, withSign(x)); // what is shown rounded can be read in full
 
 // An image lit by a map: in its own colours where the map is, pale elsewhere.
 function lit(canvas, { images, maps, N, n }, k, i, j) {
-  const [channels, height, width] = images.shape.slice(1), [rows, columns] = maps.shape.slice(-2);
-  const base = i * channels * height * width, start = ((k * N + i) * n + j) * rows * columns;
-  const inside = (x, size) => Math.max(0, Math.min(size - 1, x));
-  const at = (y, x) => maps.values[start + inside(y, rows) * columns + inside(x, columns)];
-  paint(canvas, images.values, height, width, (_, p) => {
-    const y = ((Math.floor(p / width) + 0.5) * rows) / height - 0.5, x = (((p % width) + 0.5) * columns) / width - 0.5;
-    const top = Math.floor(y), left = Math.floor(x);
-    const [above, below] = [top, top + 1].map((row) => at(row, left) + (at(row, left + 1) - at(row, left)) * (x - left));
-    const own = [0, 1, 2].map((c) => images.values[base + (channels === 3 ? c : 0) * height * width + p]);
-    const pale = 190 + 0.25 * (0.299 * own[0] + 0.587 * own[1] + 0.114 * own[2]);
-    return mix([pale, pale, pale], own, Math.sqrt((above + (below - above) * (y - top)) / 255));
+  const sides = images.shape.slice(-2), [rows, columns] = maps.shape.slice(-2), own = pixelsOf(images, i);
+  const map = maps.values.subarray(((k * N + i) * n + j) * rows * columns); // it begins there
+  const light = stretched(map, [rows, columns], sides, (p, small, large) => ((p + 0.5) * small) / large - 0.5);
+  paint(canvas, light, ...sides, (x, p) => {
+    const [r, g, b] = own(p), pale = 190 + 0.25 * (0.299 * r + 0.587 * g + 0.114 * b);
+    return mix([pale, pale, pale], [r, g, b], Math.sqrt(x / 255));
   });
 }
 
 // A bar on an axis that all bars share; it begins where the one above it ends.
 function track() {
-  const bar = h("div"), zero = h("div"), ground = "position:relative;height:0.8rem;margin:0.2rem 0;background:var(--raised)";
+  const bar = h("div"), zero = h("div", { class: "xw-zero" });
   const set = (from, to, [low, high], colour, counts = true) => {
-    const place = (x) => (100 * (x - low)) / (high - low || 1), [left, right] = [Math.min(from, to), Math.max(from, to)].map(place);
-    bar.style.cssText = `position:absolute;top:0;bottom:0;left:${left}%;width:${right - left}%;box-sizing:border-box;`
-      + `border:1px ${counts ? "solid" : "dashed"} ${colour};background:${counts ? colour : "none"}`;
+    const share = (x) => `${(100 * x) / (high - low || 1)}%`;
+    [bar.style.left, bar.style.width, zero.style.left] = [Math.min(from, to) - low, Math.abs(to - from), -low].map(share);
+    bar.style.border = `1px ${counts ? "solid" : "dashed"} ${colour}`;
+    bar.style.background = counts ? colour : "none";
     bar.hidden = from === to;
-    zero.style.cssText = `position:absolute;top:-2px;bottom:-2px;left:${place(0)}%;border-left:1px solid var(--ink)`;
   };
-  return { element: h("div", { style: ground, "aria-hidden": "true" }, bar, zero), set };
-}
-
-function table(label, head) {
-  const body = h("tbody"), top = h("thead", {}, h("tr", {}, head.map((one) => h("th", { scope: "col" }, one))));
-  const rows = (lines) => body.replaceChildren(...lines.map((line) => h("tr", {}, line.map((cell) => h("td", {}, cell)))));
-  return { element: h("div", { style: "overflow-x:auto" }, h("table", { "aria-label": label }, top, body)), rows };
+  return { element: h("div", { class: "xw-track", "aria-hidden": "true" }, bar, zero), set };
 }
 
 const part = (title, ...children) => h("div", { role: "group", "aria-label": title, style: "margin-top:1.2rem" },
@@ -165,11 +150,11 @@ const part = (title, ...children) => h("div", { role: "group", "aria-label": tit
 
 // Parts of the page: each is {element, draw}. Elements stay and only what they say changes, so that focus is never lost.
 function chooser({ study, at, act }) {
-  const pick = (i) => act(() => (at.i = (i + study.N) % study.N), () => `Now ${study.shown(at.i)}.`);
+  const pick = (i) => act(() => (at.i = i), () => `Now ${study.shown(i)}.`);
   const go = (k) => act(() => Object.assign(at, { k, i: study.first(k), j: 0, all: false }), () => `Category ${study.names[k]}.`);
-  const image = choice("Image", study.truth.map((one, i) => `${i + 1}: ${study.classes[one]}`), at.i, pick);
-  const element = h("div", { class: "xw-row" }, choice("Category", study.names, 0, go).element, image.element,
-    button("previous image", () => pick(at.i - 1)), button("next image", () => pick(at.i + 1)));
+  const names = study.truth.map((one, i) => `${i + 1}: ${study.classes[one]}`);
+  const image = imageChoice(names, at.i, ["previous image", "next image"], pick);
+  const element = h("div", { class: "xw-row" }, choice("Category", study.names, 0, go).element, image.elements);
   return { element, draw: () => (image.select.selectedIndex = at.i) };
 }
 
@@ -188,14 +173,14 @@ function feature({ study, at, kept, act, change }, j) {
   const many = button("across images", look, { "aria-label": `${which} across images` });
   const tools = h("div", { class: "xw-row", style: "gap:0.4rem;align-items:center;margin:0.2rem 0 0" },
     name, votes, h("label", { style: "white-space:nowrap" }, counts, " counts"), many);
-  const element = h("div", { role: "group", "aria-label": which, style: GRID }, map,
-    h("div", {}, h("div", { style: ENDS }, title, sum), bar.element, tools));
+  const element = h("div", { role: "group", "aria-label": which, class: "xw-beside" }, map,
+    h("div", {}, h("div", { class: "xw-ends" }, title, sum), bar.element, tools));
   const draw = (from, axis) => {
     const { k, i } = at, value = study.term(k, i, j), e = study.activation(k, i, j), mine = kept.of(k, j), on = at.on[k][j];
     lit(map, study, k, i, j);
     map.setAttribute("aria-label", `where ${which} is in ${study.shown(i)}${e ? "" : ", or what would excite it: it is 0"}`);
     title.replaceChildren(which, ...(mine.name ? [" · ", h("bdi", {}, mine.name)] : []));
-    sum.replaceChildren(`v E = ${number(study.weight(k, j))} × ${e.toFixed(2)} = `, exact(value), on ? "" : ", does not count");
+    sum.replaceChildren(`v E = ${withSign(study.weight(k, j))} × ${e.toFixed(2)} = `, exact(value), on ? "" : ", does not count");
     bar.set(from, from + value, axis, value < 0 ? NEGATIVE : POSITIVE, on);
     if (document.activeElement !== name) name.value = mine.name;
     votes.forEach((one, c) => one.setAttribute("aria-pressed", `${mine.vote === CHOICES[c]}`));
@@ -209,8 +194,8 @@ function sums(app) {
   const { study, at } = app, verdict = h("p", { style: "flex:1 1 16rem;margin:0" });
   const photo = h("canvas", { role: "img", style: "width:10rem;height:10rem" }), caption = h("figcaption");
   const rows = Array.from({ length: study.n }, (_, j) => feature(app, j));
-  const ends = [0, 1, 2].map(() => ({ text: h("div", { style: ENDS }), bar: track() }));
-  const last = ends.map(({ text, bar }) => h("div", { style: GRID }, h("span"), h("div", {}, text, bar.element)));
+  const ends = [0, 1, 2].map(() => ({ text: h("div", { class: "xw-ends" }), bar: track() }));
+  const last = ends.map(({ text, bar }) => h("div", { class: "xw-beside" }, h("span"), h("div", {}, text, bar.element)));
   const top = h("div", { class: "xw-row" }, h("figure", {}, photo, caption), verdict);
   const element = part("One image as a sum of x-features", top, ...rows.map((one) => one.element), ...last, app.said);
   const draw = () => {
@@ -221,7 +206,7 @@ function sums(app) {
     rows.forEach((one, j) => one.draw(starts[j], axis));
     picture(photo, study.images, i).setAttribute("aria-label", study.shown(i));
     caption.textContent = study.shown(i);
-    verdict.replaceChildren(`What counts adds up to ${number(found)}; the network's own logit is ${number(given)}. The sum is `,
+    verdict.replaceChildren(`What counts adds up to ${withSign(found)}; the network's own logit is ${withSign(given)}. The sum is `,
       `${yes ? "" : "not "}above the largest logit of all other classes, so the module says: `,
       h("strong", {}, `${yes ? "" : "not "}${study.names[k]}`), `. That is ${study.own(k, i) === yes ? "right" : "wrong"}.`);
     const texts = ["module's logit: the sum of what counts", "network's logit", `largest other logit: ${study.rivalName(k, i)}`];
@@ -238,7 +223,7 @@ function gallery({ study, at, act }) {
   const more = button("", () => act(() => (at.all = !at.all), () => (at.all ? "All images." : "The strongest images.")));
   const thumb = (i) => {
     const value = study.term(at.k, i, at.j), canvas = h("canvas", { style: "width:4rem;display:block", "aria-hidden": "true" });
-    const say = `${study.shown(i)}: adds ${number(value)}`, press = () => act(() => (at.i = i), () => `Now ${study.shown(i)}, above.`);
+    const say = `${study.shown(i)}: adds ${withSign(value)}`, press = () => act(() => (at.i = i), () => `Now ${study.shown(i)}, above.`);
     lit(canvas, study, at.k, i, at.j);
     return button([canvas, exact(value), h("br"), study.own(at.k, i) ? "own" : "other"], press,
       { "aria-label": say, title: say, "data-image": `${i}`, style: "padding:2px;text-align:center;font-size:0.85rem" });
@@ -261,7 +246,7 @@ function gallery({ study, at, act }) {
 
 function predictions({ study, at, kept, change }) {
   const beside = h("p", { class: "xw-quiet" });
-  const found = table("decisions", ["logit from", "right", "own found", "others taken for it", "mean distance to the network's logit"]);
+  const found = table("decisions", ["logit from", "right", "own found", "others taken for it", "mean distance to the network's logit"], 1);
   const set = (keep, text) => change(() => (at.on = at.on.map((row, k) => row.map((_, j) => keep(k, j)))), text);
   const mine = (k, j) => kept.of(k, j).vote !== "distrust", most = (k, j) => kept.tally(k, j).distrust <= kept.tally(k, j).trust;
   const buttons = [button("switch off what I distrust", () => set(mine, "what you distrust is off")),
@@ -287,7 +272,7 @@ function ballot({ study, kept }) {
   const report = h("p", { style: "white-space:pre-line;overflow-wrap:anywhere;margin:0.4rem 0", "aria-live": "polite" });
   const say = (text, next) => { report.textContent = text; next?.focus(); }; // where the pressed button goes away
   const list = h("ul", { style: "padding-left:1.2rem" }), aside = h("div");
-  const tallies = table("agreement of all voters", ["category", "x-feature", "names", "trust", "distrust", "agree", "voters"]);
+  const tallies = table("agreement of all voters", ["category", "x-feature", "names", "trust", "distrust", "agree", "voters"], 3);
   const write = (what, file) => save(`${what.replace(/[^\p{L}\p{N}]+/gu, "-")}.json`, `${JSON.stringify(file, null, 1)}\n`);
   const without = (one) => kept.get().others.filter((other) => other !== one);
   const attempt = (what) => {
@@ -347,21 +332,19 @@ function ballot({ study, kept }) {
   return { element: part("Votes", tools, report, aside, list, tallies.element), draw };
 }
 
-export default {
-  render({ model, el }) {
-    const study = opened(model.get("data")), kept = keeping(model, study), said = spoken();
-    const at = { k: 0, i: study.first(0), j: 0, all: false, on: study.names.map(() => Array(study.n).fill(true)) };
-    const draw = () => parts.forEach((one) => one.draw());
-    const act = (what, text) => { what(); draw(); said.textContent = text(); };
-    const logit = () => number(study.logit(at.k, at.i, at.on[at.k])), right = () => study.decided(at.k, at.on[at.k]).right;
-    const change = (what, text) => {
-      const before = logit();
-      act(what, () => `${text}: the module's logit is ${logit()}, was ${before}; ${right()} of ${study.N} images right.`);
-    };
-    const parts = [chooser, sums, gallery, predictions, ballot].map((one) => one({ study, at, kept, said, act, change }));
-    frame(model, el, ...parts.map((one) => one.element));
-    draw();
-    model.on("change:kept", draw);
-    return () => model.off("change:kept", draw);
-  },
-};
+export default { render({ model, el }) {
+  const study = opened(model.get("data")), kept = keeping(model, study), said = spoken();
+  const at = { k: 0, i: study.first(0), j: 0, all: false, on: study.names.map(() => Array(study.n).fill(true)) };
+  const draw = () => parts.forEach((one) => one.draw());
+  const act = (what, text) => { what(); draw(); said.textContent = text(); };
+  const logit = () => withSign(study.logit(at.k, at.i, at.on[at.k])), right = () => study.decided(at.k, at.on[at.k]).right;
+  const change = (what, text) => {
+    const before = logit();
+    act(what, () => `${text}: the module's logit is ${logit()}, was ${before}; ${right()} of ${study.N} images right.`);
+  };
+  const parts = [chooser, sums, gallery, predictions, ballot].map((one) => one({ study, at, kept, said, act, change }));
+  frame(model, el, ...parts.map((one) => one.element));
+  draw();
+  model.on("change:kept", draw);
+  return () => model.off("change:kept", draw);
+} };
