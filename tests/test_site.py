@@ -1,9 +1,22 @@
-"""The built site in headless Chromium: calm, whole, and talking to no one."""
+"""The built site in headless Chromium: calm, whole, open to everybody, and talking to no one."""
+
+import re
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from site_browser import needs_browser, visit
 
 pytestmark = needs_browser
+
+OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true })"
+SETTLE = 400  # ms; the theme waits 300 before it looks which boxes have to be scrolled
+GRAVE = ("serious", "critical")
+ALL = {"resultTypes": ["violations"]}
+SEEN = {**ALL, "runOnly": ["color-contrast", "scrollable-region-focusable"]}  # what a style alone can break
+SETTINGS = (("light", 1200, ALL), ("dark", 1200, SEEN), ("light", 400, SEEN), ("dark", 400, SEEN))
+# Executed notebooks and the library's reference are long and coloured as the chapters are, which are looked at in full.
+NO_CODE = {"exclude": [[".highlight"]]}
+LONG = ("/runs/", "/api/")
 
 
 def wide(page):
@@ -13,28 +26,84 @@ def wide(page):
     return [f"{over} px too wide"] * (over > 0) + [f"no alt text: {one}" for one in silent]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 400])
-def test_every_page_over_http(browser, address, pages, scheme, width):
-    assert visit(browser, address, pages, wide, color_scheme=scheme, viewport={"width": width, "height": 900}) == {}
+def heavy(page):
+    """Say whether the page has loaded more than 5 MB before anybody touched it (over http)."""
+    entries = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+    size = page.evaluate(f"{entries}.reduce((sum, one) => sum + one.encodedBodySize, 0)")
+    return [f"{size / 1e6:.1f} MB to load"] * (size > 5e6)
+
+
+def barriers(page, options):
+    """Ask axe-core what stands in somebody's way: what it calls serious or critical."""
+    long = any(one in page.url for one in LONG)
+    if long and options is not ALL:
+        return []
+    part = NO_CODE if long else None
+    found = Axe().run(page, context=part, options=options).response["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:150]}" for rule in found if rule["impact"] in GRAVE for node in rule["nodes"]
+    ]
+
+
+def flaws(page):
+    """Open what is folded away, then look at the page light and dark, wide and narrow."""
+    said = heavy(page)
+    page.evaluate(OPEN)
+    for scheme, width, options in SETTINGS:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(SETTLE)
+        shown = page.evaluate("document.documentElement.dataset.theme")
+        found = [f"{shown} is shown, not {scheme}"] * (shown not in (scheme, None)) + wide(page)
+        said += [f"{scheme}, {width} px: {one}" for one in found + barriers(page, options)]
+    return said
+
+
+def test_every_page_over_http(browser, address, pages):
+    assert visit(browser, address, pages, flaws) == {}
 
 
 def test_every_page_from_a_file(browser, site, pages):
     assert visit(browser, site.as_uri(), pages, wide) == {}
 
 
+def test_barriers_are_found(browser):
+    page = browser.new_page()
+    page.set_content(
+        '<html lang="en"><title>t</title><main><h1>t</h1><img src="data:,"><button></button>'
+        "<style>@media (prefers-color-scheme: dark) { p { color: #bbb; background: #fff } }</style><p>faint</p>"
+        "<style>@media (max-width: 500px) { b { color: #bbb } }</style><b>faint on a phone</b>"
+        '<details><summary>more</summary><input type="text"></details></main>'
+    )
+    found = {tuple(one.split(": ")[:2]) for one in flaws(page)}
+    page.close()
+    assert found == {
+        ("light, 1200 px", "image-alt"),
+        ("light, 1200 px", "button-name"),
+        ("light, 1200 px", "label"),
+        ("dark, 1200 px", "color-contrast"),
+        ("light, 400 px", "color-contrast"),
+        ("dark, 400 px", "color-contrast"),
+    }
+
+
 def test_the_check_can_fail(browser, site, address, tmp_path):
-    bad = site / "zz-bad.html"
+    bad, large = site / "zz-bad.html", site / "zz-large.js"
+    large.write_text(" " * 5_000_001)
     bad.write_text(
         '<img src="http://192.0.2.1/a.png"><script>undefined_name()</script><div style="width:3000px">x</div>'
+        '<script src="zz-large.js"></script>'
     )
     try:
-        said = " ".join(visit(browser, address, [bad.name], wide)[bad.name])
+        said = " ".join(visit(browser, address, [bad.name], flaws)[bad.name])
     finally:
         bad.unlink()
+        large.unlink()
+    assert "5.0 MB to load" in said
     assert "192.0.2.1" in said
     assert "undefined_name" in said
-    assert "too wide" in said
+    for setting in ("light, 1200 px", "dark, 400 px"):
+        assert re.search(rf"{setting}: \d+ px too wide", said)
 
 
 def test_dark_mode_is_dark(browser, address):

@@ -1,4 +1,4 @@
-"""What the pages need from Sphinx: figures and widgets of runs, and a policy that keeps pages to this site.
+"""What the pages need from Sphinx: figures and widgets of runs, a policy that keeps pages to this site, names for all.
 
 ``{run-figure} notebook tag`` shows the figure that the cell tagged so drew in the published run; where this machine has
 a run of its own, that run's figure stands in a second tab. Alt texts come from the notebook. ``{run-widget} notebook
@@ -6,6 +6,7 @@ widget-tag figure-tag`` shows a widget in the same way; the figure stands there 
 """
 
 import json
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -75,10 +76,35 @@ def tidy_head(app, pagename, templatename, context, doctree):
         context["body"] += f'<script src="{context["pathto"]("widgets/host.js", 1)}"></script>'
 
 
+def name_toggles(app, pagename, templatename, context, doctree):
+    """Give the arrows of the side bar, which are pictures alone, a name that a screen reader can say."""
+    draw = context["generate_toctree_html"]
+
+    def named(*arguments, **settings):
+        return re.sub(
+            r'(<a class="[^"]*reference internal" href="[^"]*">\s*([^<]*?)\s*</a>\s*<details[^>]*>\s*<summary)>',
+            r'\1 aria-label="Pages of \2">',
+            str(draw(*arguments, **settings)),
+        )
+
+    context["generate_toctree_html"] = named
+
+
+def plain_parameters(app, pagename, templatename, context, doctree):
+    """Make the parameters of a long signature, which Sphinx sets as definitions without terms, plain lines."""
+    context["body"] = re.sub(
+        r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>",
+        lambda found: '<div class="parameters">' + re.sub("(</?)dd>", r"\1div>", found[1]) + "</div>",
+        context.get("body", ""),
+    )
+
+
 def setup(app):
-    """Register both with Sphinx."""
+    """Register all of it with Sphinx."""
     app.add_directive("run-figure", RunFigure)
     app.add_directive("run-widget", RunWidget)
     app.connect("html-page-context", tidy_head)
+    app.connect("html-page-context", plain_parameters)
+    app.connect("html-page-context", name_toggles, priority=900)  # after the theme has laid its functions there
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
