@@ -40,6 +40,7 @@ results: .venv/installed  ## print paper and ours, published runs
 publish: .venv/installed  ## copy the run of NOTEBOOK in PROFILE to results/, and its table to the README
 	@mkdir -p results/$(PROFILE)
 	@cp build/$(PROFILE)/runs/$(NOTEBOOK).json build/$(PROFILE)/runs/$(NOTEBOOK).ipynb results/$(PROFILE)/
+	@$(IN)python -m workflow.weights $(PROFILE) $(NOTEBOOK)
 	@$(IN)python -m workflow.readme
 
 clean:  ## remove everything that was built, the environment kept

@@ -1,4 +1,4 @@
-"""What a reader can take away of each published run: the executed notebook, its record, its numbers as CSV."""
+"""What a reader can take away of each published run: executed notebook, record, numbers as CSV, trained networks."""
 
 import csv
 import hashlib
@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from xai_lib import figures, records
+from workflow import weights
+from xai_lib import figures, records, training
 from xai_lib.verdicts import by_part
 
 COLUMNS = ["kind", "name", "part", "seed", "value"]
@@ -29,11 +30,11 @@ def numbers_csv(record: Mapping) -> str:
 
 
 def lay_out(notebook: Path, folder: Path) -> None:
-    """Copy an executed notebook and its record into a folder, and write its numbers beside them."""
+    """Copy an executed notebook, its record and networks into a folder, and write its numbers beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     record = notebook.with_suffix(".json")
-    shutil.copy(notebook, folder / f"{notebook.stem}.ipynb")
-    shutil.copy(record, folder)
+    for path in (notebook, record, *weights.beside(notebook).values()):
+        shutil.copy(path, folder)
     (folder / f"{notebook.stem}.csv").write_text(numbers_csv(records.read_record(record)), encoding="utf-8")
 
 
@@ -54,6 +55,18 @@ def table(runs: Mapping[str, Path], root: str) -> str:
         numbers = numbers_csv(records.read_record(path.with_suffix(".json"))).encode()
         lines.append([name, *cells, _link(f"{root}/{name}/{name}.csv", "CSV", numbers)])
     return str(figures.Table(["run", "executed notebook", "run record", "numbers"], lines)) if lines else ""
+
+
+def networks(runs: Mapping[str, Path], root: str) -> str:
+    """Return a table of the trained networks beside the runs; parameters as in `table`."""
+    lines = []
+    for run, notebook in runs.items():
+        for name, path in weights.beside(notebook).items():
+            tensors, about = training.read(path)
+            made_of, count = about["made_of"], sum(one.numel() for one in tensors.values())
+            link = _link(f"{root}/{run}/{path.name}", path.name, path.read_bytes())
+            lines.append([name, run, f"{count:,}", made_of["seed"], made_of["recipe"]["epochs"], link])
+    return str(figures.Table(["network", "run", "numbers", "seed", "epochs", "file"], lines)) if lines else ""
 
 
 def _link(address: str, label: str, content: bytes) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from workflow import downloads, widgets
+from workflow import downloads, weights, widgets
 from workflow.execute import duration
 from xai_lib import figures, ledger, provenance, records
 from xai_lib.verdicts import by_part, summarize
@@ -50,6 +50,7 @@ def state() -> str:
         Path(__file__),
         Path(widgets.__file__),
         Path(downloads.__file__),
+        Path(weights.__file__),
         Path(explorer.__file__),
         *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION),
     ]
@@ -174,7 +175,11 @@ def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], publish
     run = {row.id for row in [*rows, *own] if row.profile}
     tables["all"] = _side_by_side([row for row in rows if row.id in run], own)
     counts = {paper: _count([row for row in rows if row.paper == paper]) for paper in PAPERS}
-    texts = {"made": _made(published), "downloads": downloads.table(published, DOWNLOADS.name)}
+    texts = {
+        "made": _made(published),
+        "downloads": downloads.table(published, DOWNLOADS.name),
+        "networks": downloads.networks(published, DOWNLOADS.name),
+    }
     return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, **texts}
 
 
@@ -287,9 +292,10 @@ def _claim_block(row: ledger.Row, claim: Mapping, published: Mapping[str, Path])
         facts.append(f"- Stale: since this run, {', '.join(row.stale)} changed")
     colour = BADGES[row.verdict]
     return [
-        f"({row.id})=",
         f":::{{dropdown}} {row.title} {badge(row.verdict)}",
         f":color: {colour}",
+        "",
+        f"({row.id})=",  # inside, so that a browser which follows a link to it opens the entry
         " ".join(claim["claim"].split()),
         "",
         *facts,
