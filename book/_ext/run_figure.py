@@ -90,12 +90,15 @@ def name_toggles(app, pagename, templatename, context, doctree):
     context["generate_toctree_html"] = named
 
 
-def plain_parameters(app, pagename, templatename, context, doctree):
-    """Make the parameters of a long signature, which Sphinx sets as definitions without terms, plain lines."""
+def tidy_body(app, pagename, templatename, context, doctree):
+    """Mend roles: Sphinx sets the parameters of a long signature as definitions without terms, docutils calls a
+    bibliography a list and its entries something else.
+    """
+    body = context.get("body", "").replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     context["body"] = re.sub(
         r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>",
         lambda found: '<div class="parameters">' + re.sub("(</?)dd>", r"\1div>", found[1]) + "</div>",
-        context.get("body", ""),
+        body,
     )
 
 
@@ -104,7 +107,7 @@ def setup(app):
     app.add_directive("run-figure", RunFigure)
     app.add_directive("run-widget", RunWidget)
     app.connect("html-page-context", tidy_head)
-    app.connect("html-page-context", plain_parameters)
+    app.connect("html-page-context", tidy_body)
     app.connect("html-page-context", name_toggles, priority=900)  # after the theme has laid its functions there
     app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
