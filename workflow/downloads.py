@@ -70,5 +70,5 @@ def networks(runs: Mapping[str, Path], root: str) -> str:
 
 
 def _link(address: str, label: str, content: bytes) -> str:
-    size = f"{len(content) / 1000:.0f} kB"
+    size = f"{len(content) / 1000:.{len(content) < 10_000:d}f} kB"
     return f'<a href="{address}" download>{label}</a>, {size}, `{hashlib.sha256(content).hexdigest()[:12]}`'

@@ -16,7 +16,6 @@ from xai_lib import records, training
 OFFERED = {
     "xcnn_mnist": {"xcnn_mnist": "epochs", "plain_mnist": "epochs"},
     "concept_vae": {"concept_vae_plain": "epochs", "concept_vae_both": "epochs"},
-    "three_ideas": {"three_ideas_module": "module_epochs"},
 }
 
 
