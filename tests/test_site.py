@@ -53,8 +53,10 @@ def flaws(page):
     for scheme, width, options in SETTINGS:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(50)  # the theme hears of it
-        shown = page.evaluate("document.documentElement.dataset.theme")
+        for _ in range(40):  # the theme hears of it after a moment
+            if (shown := page.evaluate("document.documentElement.dataset.theme")) in (scheme, None):
+                break
+            page.wait_for_timeout(50)
         found = [f"{shown} is shown, not {scheme}"] * (shown not in (scheme, None)) + wide(page)
         said += [f"{scheme}, {width} px: {one}" for one in found + barriers(page, options)]
     return said

@@ -15,6 +15,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 POLICY = "default-src 'self' file: data: blob: 'unsafe-inline' 'unsafe-eval'"
+LATE = "loaded-when-seen"  # class of figures behind a tab
 LABELS = {"published": "Published run", "own": "Your run"}
 
 
@@ -46,7 +47,8 @@ class RunFigure(SphinxDirective):
     def _figure(self, runs, which, notebook, tag, first):
         about = json.loads((runs / which / notebook / "figures.json").read_text(encoding="utf-8"))
         name = [f":name: {self.options['name']}"] if first and "name" in self.options else []
-        lines = [f":::{{figure}} /runs/{which}/{notebook}/{tag}.png", *name, f":alt: {about['alt'][tag]}", ""]
+        late = [] if first else [f":class: {LATE}"]
+        lines = [f":::{{figure}} /runs/{which}/{notebook}/{tag}.png", *name, *late, f":alt: {about['alt'][tag]}", ""]
         return f"{LABELS[which]} ({about['profile']})", [*lines, *self.content, ":::"]
 
 
@@ -92,9 +94,10 @@ def name_toggles(app, pagename, templatename, context, doctree):
 
 def tidy_body(app, pagename, templatename, context, doctree):
     """Mend roles: Sphinx sets the parameters of a long signature as definitions without terms, docutils calls a
-    bibliography a list and its entries something else.
+    bibliography a list and its entries something else. Figures behind a tab wait until they are seen.
     """
-    body = context.get("body", "").replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    body = re.sub(rf'<img (?=[^>]*class="[^"]*{LATE})', '<img loading="lazy" ', context.get("body", ""))
+    body = body.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     context["body"] = re.sub(
         r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>",
         lambda found: '<div class="parameters">' + re.sub("(</?)dd>", r"\1div>", found[1]) + "</div>",
