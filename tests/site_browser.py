@@ -1,4 +1,4 @@
-"""What tests of the built site share: the site, its pages, its address, Chromium, and a visit to pages.
+"""What tests in Chromium share: the built site, its pages, its address, the browser, and a visit to pages.
 
 ``SITE`` names a site that is there already; else the published runs are rendered.
 """
@@ -46,19 +46,29 @@ def pages(site):
     return found
 
 
-@pytest.fixture(scope="session")
-def address(site):
-    """The site over http, on loopback."""
+def serve(folder):
+    """Serve a folder on loopback; return (address, function that stops it)."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+
+    def stop():
+        server.shutdown()
+        server.server_close()
+
+    return f"http://127.0.0.1:{server.server_port}", stop
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The site over http, on loopback."""
+    address, stop = serve(site)
+    yield address
+    stop()
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +83,29 @@ def browser():
         chromium.close()
 
 
+def watched(browser, base, said, grave=("error", "warning"), **settings):
+    """Return an empty page that reaches nothing but what begins with `base`; what goes wrong is appended to `said`."""
+    context = browser.new_context(**settings)
+    allowed = (base, base.replace("http", "ws", 1), "data:", "blob:", "about:")
+    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text) if message.type in grave else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    for kind in ("request", "websocket"):
+        page.on(kind, lambda one: None if one.url.startswith(allowed) else said.append(one.url))
+    return page
+
+
 def visit(browser, base, names, look, **settings):
     """Open pages one after the other, other hosts blocked; return {page: problems}, `look` adding its own."""
-    context = browser.new_context(**settings)
-    allowed = (base, "data:", "blob:", "about:")
-    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
     problems = {}
     for name in names:
-        page, said = context.new_page(), []
-        page.on("console", lambda message, said=said: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error, said=said: said.append(str(error)))
-        page.on("request", lambda one, said=said: None if one.url.startswith(allowed) else said.append(one.url))
+        said = []
+        page = watched(browser, base, said, ("error",), **settings)
         page.on("requestfailed", lambda one, said=said: said.append(f"failed: {one.url}"))
         page.goto(f"{base}/{name}", wait_until="load")
         said += look(page) or []
         if said:
             problems[name] = said
-        page.close()
-    context.close()
+        page.context.close()
     return problems

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import widget_pages
-from site_browser import needs_browser
+from site_browser import needs_browser, serve
 
 from workflow import widgets
 from xai_lib.widgets import base
@@ -106,7 +106,7 @@ def fake_page(tmp_path, monkeypatch):
 @pytest.mark.parametrize("scheme", ["http", "file"])
 def test_a_widget_runs_and_what_is_kept_outlives_the_page(browser, fake_page, scheme):
     path, said = fake_page(), []
-    address, stop = widget_pages.serve(path.parent) if scheme == "http" else (path.parent.as_uri(), lambda: None)
+    address, stop = serve(path.parent) if scheme == "http" else (path.parent.as_uri(), lambda: None)
     page = widget_pages.opened(browser, f"{address}/index.html", said)
     shape, values, kept = json.loads(page.inner_text(".xw-said"))
     assert shape == [1, 3]

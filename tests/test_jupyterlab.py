@@ -23,9 +23,8 @@ import test_mixer
 import test_votes
 import test_xfeatures
 import torch
-import widget_pages
 from axe_playwright_python.sync_playwright import Axe
-from site_browser import ROOT, needs_browser
+from site_browser import ROOT, needs_browser, watched
 
 pytestmark = [
     needs_browser,
@@ -140,7 +139,7 @@ def wait_for_widgets(page):
 def notebook(browser, server):
     """The notebook after all its cells have run, and the list of what goes wrong on the page."""
     said = []
-    page = widget_pages.watched(browser, server["url"], said, ("error",), viewport={"width": 1280, "height": 1000})
+    page = watched(browser, server["url"], said, ("error",), viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(90_000)
     page.goto(f"{server['url']}lab/tree/widgets.ipynb?token={server['token']}")
     page.get_by_text(re.compile(r"^Python 3.* \| Idle$")).wait_for()  # in the bar at the bottom: the kernel is there

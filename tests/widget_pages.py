@@ -4,14 +4,12 @@ And what tests of several widgets ask of a page, or of any part of it that a loc
 """
 
 import contextlib
-import functools
-import http.server
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 from ipywidgets import embed
+from site_browser import serve, watched
 
 from workflow import widgets
 
@@ -41,36 +39,6 @@ def write_page(widget, folder, inside="<p>static picture</p>"):
         encoding="utf-8",
     )
     return folder / "index.html"
-
-
-def serve(folder):
-    """Serve a folder on loopback; return (address, function that stops it)."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def stop():
-        server.shutdown()
-        server.server_close()
-
-    return f"http://127.0.0.1:{server.server_port}", stop
-
-
-def watched(browser, base, said, grave=("error", "warning"), **settings):
-    """Return an empty page that reaches nothing but what begins with `base`; what goes wrong is appended to `said`."""
-    context = browser.new_context(**settings)
-    allowed = (base, base.replace("http", "ws", 1), "data:", "blob:", "about:")
-    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(allowed) else route.abort())
-    page = context.new_page()
-    page.on("console", lambda message: said.append(message.text) if message.type in grave else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    for kind in ("request", "websocket"):
-        page.on(kind, lambda one: None if one.url.startswith(allowed) else said.append(one.url))
-    return page
 
 
 def opened(browser, address, said, **settings):
