@@ -65,11 +65,10 @@ def project(tmp_path_factory):
         (top / name).mkdir(parents=True)
     claims = [{**CLAIM, "id": f"xcnn-{one}", "title": f"Claim {one}", "notebook": one} for one in ("one", "two", "bad")]
     (top / "claims.yml").write_text(yaml.safe_dump({"claims": claims}))
-    shutil.copytree(ROOT / "book" / "_ext", top / "book" / "_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / name, top / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "references.bib", "references.md"):
         shutil.copy(ROOT / "book" / name, top / "book")
-    (top / "book" / "_static").mkdir()
-    (top / "book" / "_static" / "book.css").touch()
     (top / "book" / "index.md").write_text("# A book\n\n{{ tables.all }}\n")
     papers = [{"file": f"results/{paper}"} for paper in site.PAPERS]
     parts = [{"caption": "All", "chapters": [*papers, {"file": "references"}]}]
