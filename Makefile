@@ -4,6 +4,12 @@ PYTHON ?= python3
 SETS ?= mnist cifar10
 IN = .venv/bin/
 
+# Tensors are big and short-lived: keep their memory instead of asking the kernel for it anew at every step (glibc).
+# Threads that wait for each other give way to others: on a busy machine the difference is manifold (OpenMP).
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
+export OMP_WAIT_POLICY ?= PASSIVE
+
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## ?/  make \1 \t/' | expand -t 18
 
@@ -37,6 +43,9 @@ lab: .venv/installed  ## open JupyterLab
 results: .venv/installed  ## print paper and ours, published runs
 	@$(IN)python -m xai_lib.ledger
 
+benchmark: .venv/installed  ## time one of benchmarks/, on an idle machine: NAME=srae
+	@$(IN)python benchmarks/$(NAME).py
+
 publish: .venv/installed  ## copy the run of NOTEBOOK in PROFILE to results/, and its table to the README
 	@mkdir -p results/$(PROFILE)
 	@cp build/$(PROFILE)/runs/$(NOTEBOOK).json build/$(PROFILE)/runs/$(NOTEBOOK).ipynb results/$(PROFILE)/
@@ -55,5 +64,5 @@ clean:  ## remove everything that was built, the environment kept
 	@$(IN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.PHONY: help book test site pdf run compare data serve lab results publish clean
+.PHONY: help book test site pdf run compare data serve lab results benchmark publish clean
 .DEFAULT_GOAL := help

@@ -7,7 +7,6 @@ beside its log under ``build/<profile>/logs``.
 import base64
 import io
 import json
-import os
 import re
 import sys
 import threading
@@ -83,8 +82,6 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
             so_far = duration(time.monotonic() - started)
             say(f"cell {_Progress.at} of {_Progress.of}, {so_far} of about {duration(60 * minutes)}")
 
-    # threads that wait for each other give way to others: on a busy machine the difference is manifold
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     say(f"starts, about {duration(60 * minutes)}")
     threading.Thread(target=tick, daemon=True).start()
     papermill_engines.register("progress", _Progress)
