@@ -26,6 +26,17 @@ def wide(page):
     return [f"{over} px too wide"] * (over > 0) + [f"no alt text: {one}" for one in silent]
 
 
+def unfilled(page):
+    """Say which values and roles of the source have stayed as they were written, outside blocks of code."""
+    text = """(() => {
+        const copy = document.querySelector('article')?.cloneNode(true) ?? document.body.cloneNode(true)
+        copy.querySelectorAll('pre, script').forEach(one => one.remove())
+        return copy.textContent
+    })()"""
+    found = re.findall(r"\{\{.*|\{(?:ref|doc|cite|eq)\b.*", page.evaluate(text))
+    return [f"not filled in: {one}" for one in found]
+
+
 def heavy(page):
     """Say whether the page has loaded more than 5 MB before anybody touched it (over http)."""
     entries = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
@@ -48,7 +59,7 @@ def barriers(page, options):
 
 def flaws(page):
     """Open what is folded away, then look at the page light and dark, wide and narrow."""
-    said = heavy(page)
+    said = heavy(page) + unfilled(page)
     page.evaluate(OPEN)
     for scheme, width, options in SETTINGS:
         page.emulate_media(color_scheme=scheme)
@@ -95,7 +106,7 @@ def test_the_check_can_fail(browser, site, address, tmp_path):
     large.write_text(" " * 5_000_001)
     bad.write_text(
         '<img src="http://192.0.2.1/a.png"><script>undefined_name()</script><div style="width:3000px">x</div>'
-        '<script src="zz-large.js"></script>'
+        '<script src="zz-large.js"></script><p><code>{{ runs.none }}</code></p><pre>{{ in a block }}</pre>'
     )
     try:
         said = " ".join(visit(browser, address, [bad.name], flaws)[bad.name])
@@ -103,6 +114,8 @@ def test_the_check_can_fail(browser, site, address, tmp_path):
         bad.unlink()
         large.unlink()
     assert "5.0 MB to load" in said
+    assert "not filled in: {{ runs.none }}" in said
+    assert "in a block" not in said
     assert "192.0.2.1" in said
     assert "undefined_name" in said
     for setting in ("light, 1200 px", "dark, 400 px"):
