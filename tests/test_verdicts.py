@@ -276,6 +276,8 @@ def test_parts(given, verdict):
         (Summary(0.71, None, 1), "0.71"),
         (Summary(3.25, None, 1), "3.25"),
         (Summary(99.2812, None, 1), "99.28"),  # one seed has no spread: four digits
+        (Summary(13720.0, 0.0, 3), "13720 ± 0"),  # digits, no power of ten
+        (Summary(1234567.0, None, 1), "1234567"),
         (Summary(0.5, 0.0999, 3), "0.500 ± 0.100"),
         (Summary(2.0, 1.0, 3), "2.0 ± 1.0"),  # a power of ten
         (Summary(0.2, 0.1, 3), "0.20 ± 0.10"),

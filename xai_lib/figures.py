@@ -236,7 +236,7 @@ def seed_dots(
         axes.set_yticks(range(len(groups)), list(groups))
         axes.set(xlabel=ylabel, ylim=(len(groups) - 0.4, -0.6))
     else:
-        axes.set_xticks(range(len(groups)), list(groups))
+        axes.set_xticks(range(len(groups)), [textwrap.fill(str(name), 14) for name in groups])
         axes.set(ylabel=ylabel, xlim=(-0.6, len(groups) - 0.4))
     return figure
 

@@ -37,14 +37,13 @@ class Summary:
 
     def text(self, unit: str = "", signed: bool = False) -> str:
         """Return "mean ± sd unit", digits as the spread deserves."""
-        if self.sd is None:
-            number, spread = f"{self.mean:{'+' if signed else ''}.4g}", ""
-        elif self.sd <= 1e-12 * abs(self.mean):  # nothing but rounding
-            number, spread = f"{self.mean:{'+' if signed else ''}.4g}", " ± 0"
+        if self.sd is None or self.sd <= 1e-12 * abs(self.mean):  # one number, or nothing but rounding
+            form, spread = ".4g" if abs(self.mean) < 1e4 else ".0f", "" if self.sd is None else " ± 0"
         else:
             size = max(self.sd, abs(self.mean) / 1000)
             digits = min(4, max(0, 1 - math.floor(math.log10(size))))
-            number, spread = f"{self.mean:{'+' if signed else ''}.{digits}f}", f" ± {self.sd:.{digits}f}"
+            form, spread = f".{digits}f", f" ± {self.sd:.{digits}f}"
+        number = f"{self.mean:{'+' if signed else ''}{form}}"
         return f"{number}{spread}".replace("-", "−") + (f" {unit}" if unit else "")
 
 
