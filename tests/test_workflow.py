@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from workflow import profiles, readme, site
+from workflow import claim_pages, profiles, readme, site
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,10 @@ CLAIM = {
     "rule": {"kind": "order", "text": "Positive supports it."},
     "reason": "not yet run",
 }
+
+SOCKETS = """import json
+from ipykernel.connect import get_connection_file
+print("sockets:", json.load(open(get_connection_file()))["ip"])"""
 
 
 def write_notebook(path, imports, body):
@@ -70,11 +75,11 @@ def project(tmp_path_factory):
     for name in ("_config.yml", "references.bib", "references.md"):
         shutil.copy(ROOT / "book" / name, top / "book")
     (top / "book" / "index.md").write_text("# A book\n\n{{ tables.all }}\n")
-    papers = [{"file": f"results/{paper}"} for paper in site.PAPERS]
+    papers = [{"file": f"results/{paper}"} for paper in claim_pages.PAPERS]
     parts = [{"caption": "All", "chapters": [*papers, {"file": "references"}]}]
     (top / "book" / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": "index", "parts": parts}))
-    write_notebook(top / "notebooks" / "one.ipynb", "from xai_lib import xcnn", 'print("one", xcnn.map_sign)')
-    write_notebook(top / "notebooks" / "two.ipynb", "from xai_lib import metrics", "print(metrics.accuracy)")
+    write_notebook(top / "notebooks" / "one.ipynb", "from xai_lib import xcnn", f"print(xcnn.map_sign)\n{SOCKETS}")
+    write_notebook(top / "notebooks" / "two.ipynb", "from xai_lib import metrics", f"print(metrics)\n{SOCKETS}")
     write_profile(top, one={"seeds": [0, 1, 2]}, two={"steps": 2})
     return top
 
@@ -115,6 +120,15 @@ def test_the_site_holds_the_own_run(built):
     assert "+1.10" in page, "the mean of 1, 1.1 and 1.2"
     assert "Content-Security-Policy" in page
     assert (built / "build/smoke/site/runs/own/one/one.html").exists()
+
+
+def test_kernels_have_sockets_of_their_own(built):
+    """Two that start at the same moment, as on a machine with four cores, would else answer each other."""
+    runs = [(built / f"build/smoke/runs/{name}.ipynb").read_text() for name in ("one", "two")]
+    one, two = (Path(re.search(r"sockets: ([^\\]+)", run)[1]) for run in runs)
+    assert one.is_absolute()
+    assert one.parent != two.parent
+    assert not one.parent.exists(), "nothing is left behind"
 
 
 def test_nothing_changed_runs_nothing(built):

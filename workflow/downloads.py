@@ -11,6 +11,7 @@ from workflow import weights
 from xai_lib import figures, records, training
 from xai_lib.verdicts import by_part
 
+FOLDER = "downloads"  # at the top of the site
 COLUMNS = ["kind", "name", "part", "seed", "value"]
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -86,15 +87,18 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
     threading.Thread(target=tick, daemon=True).start()
     papermill_engines.register("progress", _Progress)
     try:
-        papermill.execute_notebook(
-            Path("notebooks") / f"{name}.ipynb",
-            working,
-            {**parameters, "profile": profile},
-            engine_name="progress",
-            progress_bar=False,
-            cwd="notebooks",
-            config=Config(KernelManager={"transport": "ipc"}),  # files of this user, where TCP ports are open to all
-        )
+        # sockets are files of this user, where TCP ports are open to all; in a folder of their own, since kernels that
+        # start at the same moment may choose the same names
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            papermill.execute_notebook(
+                Path("notebooks") / f"{name}.ipynb",
+                working,
+                {**parameters, "profile": profile},
+                engine_name="progress",
+                progress_bar=False,
+                cwd="notebooks",
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/socket"}),
+            )
     except PapermillExecutionError as error:
         value = next((line for line in str(error.evalue).splitlines() if line.strip()), "")
         code = next((line for line in error.source.splitlines() if line.strip()), "")

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from workflow.site import number
+from workflow.claim_pages import number
 from xai_lib import figures, ledger, records
 from xai_lib.verdicts import VERDICTS
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from workflow import downloads, weights, widgets
+from workflow import claim_pages, downloads, weights, widgets
 from workflow.execute import duration
 from xai_lib import figures, ledger, provenance, records
 from xai_lib.verdicts import by_part, summarize
@@ -25,20 +25,7 @@ from xai_lib.widgets import base, explorer
 
 BOOK, RESULTS = Path("book"), Path("results")
 # what lies in extra/ is copied to the site's root
-WIDGETS, DOWNLOADS = Path("extra") / "widgets", Path("extra") / "downloads"
-PAPERS = {
-    "xcnn": ("XCNN", "{cite:t}`tavanaei2020`"),
-    "srae": ("Explanation module", "{cite:t}`qi2017`"),
-    "cvae": ("Concept VAE", "{cite:t}`vengalil2021`"),
-}
-BADGES = {
-    "reproduced": "success",
-    "partly": "warning",
-    "not reproduced": "danger",
-    "inconclusive": "muted",
-    "shown": "info",
-    "not tested": "light",
-}
+WIDGETS, DOWNLOADS = Path("extra") / "widgets", Path("extra") / downloads.FOLDER
 
 
 def state() -> str:
@@ -48,10 +35,7 @@ def state() -> str:
     files += [
         Path("claims.yml"),
         Path(__file__),
-        Path(widgets.__file__),
-        Path(downloads.__file__),
-        Path(weights.__file__),
-        Path(explorer.__file__),
+        *(Path(one.__file__) for one in (claim_pages, downloads, explorer, weights, widgets)),
         *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION),
     ]
     parts = [f"{path} {provenance.file_sha256(path)}" for path in files if "__pycache__" not in path.parts]
@@ -73,8 +57,8 @@ def assemble(profile: str, target: Path) -> None:
     claims = ledger.read_claims()
     rows = ledger.table(claims=claims)
     own_rows = [] if profile == "published" else ledger.table(ledger.own_runs(profile), claims=claims)
-    _write_results(target, rows, claims, published)
-    _write_explorer(target, rows, claims, published)
+    claim_pages.write_pages(target / "results", rows, claims, published)
+    claim_pages.write_explorer(target / WIDGETS / "results.js", rows, claims, published)
     config = yaml.safe_load((target / "_config.yml").read_text(encoding="utf-8"))
     config["parse"]["myst_substitutions"] = substitutions(rows, own_rows, published)
     if url := os.environ.get("REPOSITORY_URL"):
@@ -144,23 +128,13 @@ def _tagged(notebook: Path, prefix: str, kind: str) -> Iterator[tuple[str, Mappi
 # Numbers and tables
 
 
-def badge(verdict: str) -> str:
-    """Return a verdict as a coloured badge in MyST."""
-    return f"{{bdg-{BADGES[verdict]}}}`{verdict}`"
-
-
-def number(value: float | None, unit: str) -> str:
-    """Return a number of the paper with its unit, a dash where the paper prints none."""
-    return "–" if value is None else f"{value:g} {unit}".strip().replace("-", "−")
-
-
 def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], published: Mapping[str, Path]) -> dict:
     """Return what pages may name: claims and runs that have a published record, and tables; nothing else."""
     claims = {
         row.id.replace("-", "_"): {
             "ours": row.ours_text,
-            "paper": number(row.paper_value, row.unit),
-            "verdict": badge(row.verdict),
+            "paper": claim_pages.number(row.paper_value, row.unit),
+            "verdict": claim_pages.badge(row.verdict),
             "seeds": str(row.seeds),
             "rule": row.rule,
         }
@@ -171,14 +145,14 @@ def substitutions(rows: Sequence[ledger.Row], own: Sequence[ledger.Row], publish
     for name, path in published.items():
         runs[name] |= {tag.replace("-", "_"): text for tag, _, text in _tagged(path, "table-", "text/markdown")}
     notebooks = sorted({row.notebook for row in [*rows, *own] if row.profile})
-    tables = {name: _side_by_side([row for row in rows if row.notebook == name], own) for name in notebooks}
+    tables = {name: claim_pages.side_by_side([row for row in rows if row.notebook == name], own) for name in notebooks}
     run = {row.id for row in [*rows, *own] if row.profile}
-    tables["all"] = _side_by_side([row for row in rows if row.id in run], own)
-    counts = {paper: _count([row for row in rows if row.paper == paper]) for paper in PAPERS}
+    tables["all"] = claim_pages.side_by_side([row for row in rows if row.id in run], own)
+    counts = {paper: claim_pages.counts([row for row in rows if row.paper == paper]) for paper in claim_pages.PAPERS}
     texts = {
         "made": _made(published),
-        "downloads": downloads.table(published, DOWNLOADS.name),
-        "networks": downloads.networks(published, DOWNLOADS.name),
+        "downloads": downloads.table(published, downloads.FOLDER),
+        "networks": downloads.networks(published, downloads.FOLDER),
     }
     return {"claims": claims, "runs": runs, "tables": tables, "counts": counts, **texts}
 
@@ -206,33 +180,6 @@ def _run_numbers(record: Mapping) -> dict:
     }
 
 
-def _side_by_side(rows: Sequence[ledger.Row], own: Sequence[ledger.Row]) -> str:
-    """Return a table of claims: paper, published run, verdict, and this machine's own run where there is one."""
-    mine = {row.id: row for row in own if row.profile}
-    header = ["claim", "paper", "ours", "seeds", "verdict"] + (["your run"] if mine else [])
-    lines = []
-    for row in rows:
-        verdict = badge(row.verdict) + (f" {row.reason}" if row.reason else "")
-        line = [claim_link(row), number(row.paper_value, row.unit), row.ours_text, row.seeds or "", verdict]
-        lines.append(line + ([_own_cell(mine.get(row.id))] if mine else []))
-    return str(figures.Table(header, lines))
-
-
-def _own_cell(row: ledger.Row | None) -> str:
-    return "" if row is None else f"{row.ours_text} ({row.data})"
-
-
-def claim_link(row: ledger.Row) -> str:
-    """Return a link to a claim's entry in the results."""
-    return f"[{row.title}](#{row.id})"
-
-
-def _count(rows: Sequence[ledger.Row]) -> dict[str, str]:
-    return {"all": str(len(rows))} | {
-        verdict.replace(" ", "_"): str(sum(row.verdict == verdict for row in rows)) for verdict in BADGES
-    }
-
-
 def _made(published: Mapping[str, Path]) -> str:
     """Return a table of the published runs: profile, time, memory, device, versions."""
     lines = []
@@ -242,66 +189,6 @@ def _made(published: Mapping[str, Path]) -> str:
         lines.append([link, one["profile"], one["time"], one["memory"], one["device"], one["versions"]])
     header = ["notebook", "profile", "time", "memory", "device", "versions"]
     return str(figures.Table(header, lines)) if lines else "No run has been published yet."
-
-
-def _write_results(
-    target: Path, rows: Sequence[ledger.Row], claims: Mapping[str, dict], published: Mapping[str, Path]
-) -> None:
-    """Write a page for each paper with every claim: verdict, numbers, rule, links to the run and its record."""
-    for paper, (name, cite) in PAPERS.items():
-        mine = [row for row in rows if row.paper == paper]
-        decided = [row for row in mine if row.profile]
-        lines = [f"# {name}: all claims", "", f"{len(mine)} claims of {cite}; {len(decided)} have a published run.", ""]
-        lines += [block for row in mine for block in _claim_block(row, claims[row.id], published)]
-        (target / "results" / f"{paper}.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _write_explorer(
-    target: Path, rows: Sequence[ledger.Row], claims: Mapping[str, dict], published: Mapping[str, Path]
-) -> None:
-    """Write what the explorer on ``results/index`` shows."""
-    names = {paper: name for paper, (name, _) in PAPERS.items()}
-    links = {row.id: _claim_links(row, published) for row in rows}
-    data = explorer.packed(rows, claims=claims, papers=names, links=links)
-    value = {"state": {"data": data, "kept": {}, "label": explorer.LABEL}}
-    (target / WIDGETS / "results.js").write_text(widgets.script("results", value), encoding="utf-8")
-
-
-def _claim_links(row: ledger.Row, published: Mapping[str, Path]) -> dict[str, str]:
-    """Return {text: address seen from ``results/``} of what there is to a claim."""
-    links = {"this claim's entry": f"{row.paper}.html#{row.id}"}
-    if row.profile and row.notebook in published:
-        links["figures and code"] = f"../runs/published/{row.notebook}/{row.notebook}.html"
-        links["run record (JSON)"] = f"../{DOWNLOADS.name}/{row.notebook}/{row.notebook}.json"
-    return links
-
-
-def _claim_block(row: ledger.Row, claim: Mapping, published: Mapping[str, Path]) -> list[str]:
-    needs = " or ".join(claim["needs"]["data"]) or "no data"
-    facts = [
-        f"- Paper: {row.where}" + ("" if row.paper_value is None else f", {number(row.paper_value, row.unit)}"),
-        *([f"- Ours: {row.ours_text}, {row.seeds} seeds, {row.profile} run, {row.data}"] if row.profile else []),
-        f"- Verdict: {row.verdict}" + (f" ({row.reason})" if row.reason else ""),
-        f"- Rule ({claim['rule']['kind']}): {row.rule}",
-        f"- Needs: {needs}, profile {claim['needs']['profile']} or above",
-    ]
-    if row.profile and row.notebook in published:
-        base = f"/runs/published/{row.notebook}/{row.notebook}"
-        facts.append(f"- Run: [figures and code]({base}.ipynb), {{download}}`record <{base}.json>`")
-    if row.stale:
-        facts.append(f"- Stale: since this run, {', '.join(row.stale)} changed")
-    colour = BADGES[row.verdict]
-    return [
-        f":::{{dropdown}} {row.title} {badge(row.verdict)}",
-        f":color: {colour}",
-        "",
-        f"({row.id})=",  # inside, so that a browser which follows a link to it opens the entry
-        " ".join(claim["claim"].split()),
-        "",
-        *facts,
-        ":::",
-        "",
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
