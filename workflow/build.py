@@ -13,6 +13,8 @@ from snakemake.cli import main as snakemake
 from workflow import profiles
 from xai_lib import ledger, records
 
+CORES = min(os.cpu_count() or 1, 8)  # two for each notebook; more than four at once would fill a laptop's memory
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything that can be checked, then let snakemake do what is left to do; return the exit status."""
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _snakemake(target: str, settings: dict[str, str]) -> int:
     """Run snakemake in this process, which has loaded torch already; return the exit status."""
-    words = [target, "--cores", str(os.cpu_count()), "--quiet", "all", "--keep-going", "--rerun-incomplete"]
+    words = [target, "--cores", str(CORES), "--quiet", "all", "--keep-going", "--rerun-incomplete"]
     # outputs appear in one step, so a run that was killed needs no unlocking by hand
     words += ["--nolock", "--rerun-triggers", "params", "mtime"]
     # quoted, so that seeds such as 0,1 stay text
