@@ -220,7 +220,7 @@ def test_every_column_sorts_both_ways_and_what_is_missing_comes_last(opened):
         "Paper": ("acbd", "cabd"),
         "Ours": ("adbc", "bdac"),
         "Spread": ("dbac", "abdc"),
-        "Seeds": ("adbc", "badc"),
+        "n": ("adbc", "badc"),
         "Verdict": ("abdc", "cdba"),
     }
     assert list(orders) == [one.split("\n")[0] for one in page.locator("th .xw-sort").all_inner_texts()]

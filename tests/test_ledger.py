@@ -756,7 +756,7 @@ def test_table_on_the_command_line(top, capsys):
     where = next(k for k, line in enumerate(lines) if "Title of toy-level" in line)
     assert "paper   0.5 points" in lines[where]
     assert "ours +0.500 ± 0.050 points" in lines[where]
-    assert "reproduced, stale; desk run, mnist, 3 seeds" in lines[where + 1]
+    assert "reproduced, stale; desk run, mnist, n = 3" in lines[where + 1]
     assert "toy: 7 claims, 1 not yet run" in out
     assert "a: +1.50 ± 0.50 points; b: −1.50 ± 0.50 points" in out
 

@@ -35,7 +35,7 @@ def number(value: float | None, unit: str) -> str:
 def side_by_side(rows: Sequence[ledger.Row], own: Sequence[ledger.Row]) -> str:
     """Return a table of claims: paper, published run, verdict, and this machine's own run where there is one."""
     mine = {row.id: row for row in own if row.profile}
-    header = ["claim", "paper", "ours", "seeds", "verdict"] + (["your run"] if mine else [])
+    header = ["claim", "paper", "ours", "n", "verdict"] + (["your run"] if mine else [])
     lines = []
     for row in rows:
         verdict = badge(row.verdict) + (f" {row.reason}" if row.reason else "")
@@ -94,9 +94,10 @@ def _claim_links(row: ledger.Row, published: Mapping[str, Path]) -> dict[str, st
 
 def _claim_block(row: ledger.Row, claim: Mapping, published: Mapping[str, Path]) -> list[str]:
     needs = " or ".join(claim["needs"]["data"]) or "no data"
+    number_of = f", n = {row.seeds}" if row.seeds else ""  # seeds, or species; a figure has none
     facts = [
         f"- Paper: {row.where}" + ("" if row.paper_value is None else f", {number(row.paper_value, row.unit)}"),
-        *([f"- Ours: {row.ours_text}, {row.seeds} seeds, {row.profile} run, {row.data}"] if row.profile else []),
+        *([f"- Ours: {row.ours_text}{number_of}, {row.profile} run, {row.data}"] if row.profile else []),
         f"- Verdict: {row.verdict}" + (f" ({row.reason})" if row.reason else ""),
         f"- Rule ({claim['rule']['kind']}): {row.rule}",
         f"- Needs: {needs}, profile {claim['needs']['profile']} or above",

@@ -18,7 +18,7 @@ def results() -> str:
     """
     rows = ledger.table()
     decided = [row for row in rows if row.verdict not in ("not tested", "shown")]
-    header = ["claim", "paper", "ours", "seeds", "run", "verdict"]
+    header = ["claim", "paper", "ours", "n", "run", "verdict"]
     lines = [
         [
             f"{row.paper}, {row.where}: {row.title}",

@@ -340,7 +340,7 @@ def _print_table(rows: Sequence[Row]) -> None:
             value = "" if row.paper_value is None else f"{row.paper_value:g} {row.unit}".strip()
             verdict = row.verdict + (f" ({row.reason})" if row.reason else "") + (", stale" if row.stale else "")
             print(f"  {shorten(row.title, 58, placeholder=' ...'):58}  paper {value or '-':>12}  ours {row.ours_text}")
-            print(f"  {'':58}  {verdict}; {row.profile} run, {row.data}, {row.seeds} seeds")
+            print(f"  {'':58}  {verdict}; {row.profile} run, {row.data}, n = {row.seeds}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ const COLUMNS = [ // name in the address, heading, what to sort by
   ["paper", "Paper", (row) => row.paper_value],
   ["ours", "Ours", (row) => row.ours],
   ["spread", "Spread", (row) => row.sd],
-  ["seeds", "Seeds", (row) => row.seeds || null],
+  ["n", "n", (row) => row.seeds || null],
   ["verdict", "Verdict", (row, data) => data.verdicts.indexOf(row.verdict)],
 ];
 
@@ -56,11 +56,11 @@ const STYLE = `
   .xw .xw-ledger .xw-main > * { flex: 0 1 auto; }
   .xw .xw-ledger .xw-main > :is([data-column="claim"], [data-column="verdict"], [data-column="spread"]) { flex: 1 0 100%; }
   .xw .xw-ledger .xw-main > [data-column="verdict"] > * { display: inline-block; margin-right: 0.5rem; }
-  .xw .xw-ledger .xw-main > [data-column="seeds"] { order: 1; }
+  .xw .xw-ledger .xw-main > [data-column="n"] { order: 1; }
   .xw .xw-ledger .xw-main > [data-column="spread"] { order: 2; }
   .xw .xw-ledger .xw-main > [data-column="verdict"] { order: 3; }
   .xw .xw-ledger .xw-main > :empty { display: none; }
-  .xw .xw-ledger .xw-main > :is([data-column="paper"], [data-column="ours"], [data-column="seeds"])::before {
+  .xw .xw-ledger .xw-main > :is([data-column="paper"], [data-column="ours"], [data-column="n"])::before {
     content: attr(data-label) " "; color: var(--quiet); }
   .xw .xw-ledger [data-column="ours"] > :only-child { display: inline; }
   .xw .xw-ledger .xw-open { min-height: 2rem; }
@@ -169,7 +169,7 @@ function entryOf(row, data) {
     paper: row.paper_text ? [row.paper_text] : [],
     ours: row.ours_text ? row.ours_text.split("; ").map((part) => h("div", {}, part)) : [],
     spread: dots ? [dots] : [],
-    seeds: row.seeds ? [`${row.seeds}`] : [],
+    n: row.seeds ? [`${row.seeds}`] : [],
     verdict: [badge(row.verdict), ...quiet(row.reason), ...quiet(row.stale.length ? "stale" : "")],
   };
   const cells = COLUMNS.map(([name, heading]) => h(name === "claim" ? "th" : "td", {
