@@ -9,6 +9,8 @@ IN = .venv/bin/
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
 export OMP_WAIT_POLICY ?= PASSIVE
+# One GPU is used; the others need not be woken.
+export CUDA_VISIBLE_DEVICES ?= 0
 
 help:  ## list these commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## ?/  make \1 \t/' | expand -t 18
@@ -17,7 +19,7 @@ book: .venv/installed  ## run the notebooks of PROFILE=smoke|quick|desk|paper an
 	@$(IN)python -m workflow.build --profile $(PROFILE)
 
 test: .venv/installed  ## run all tests
-	@$(IN)python -m pytest
+	@CUDA_VISIBLE_DEVICES= $(IN)python -m pytest
 
 site: .venv/installed  ## build the book from the published runs alone
 	@$(IN)python -m workflow.build --profile published
@@ -38,7 +40,7 @@ serve: .venv/installed  ## serve the site of PROFILE on this machine alone, port
 	@$(IN)python -m http.server --bind 127.0.0.1 --directory build/$(PROFILE)/site 8000
 
 lab: .venv/installed  ## open JupyterLab
-	@$(IN)jupyter lab
+	@XAI_DATA="$${XAI_DATA:+$$(realpath -m "$$XAI_DATA")}" $(IN)jupyter lab
 
 results: .venv/installed  ## print paper and ours, published runs
 	@$(IN)python -m xai_lib.ledger

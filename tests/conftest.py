@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of the CPU; those of a GPU run where it is set to one
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait actively cost seconds
 
 import pytest

@@ -74,6 +74,12 @@ def test_what_the_reader_made_is_kept_in_a_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["votes.json"]
 
 
+@pytest.mark.parametrize("name", ["gone/votes.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_voted(tmp_path, name):
+    with pytest.raises(ValueError, match="file must be a file in a folder that is there; got .*"):
+        Fake({}, "a widget", tmp_path / name)
+
+
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
 def test_a_file_that_holds_something_else_is_refused_and_left_alone(tmp_path, text):
     file = tmp_path / "votes.json"

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from workflow import downloads, weights
-from xai_lib import data, ledger, losses, metrics, training, xcnn
+from xai_lib import data, ledger, losses, metrics, provenance, records, training, xcnn
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = [path for folder, _ in ledger.published_runs() for path in folder.glob("*.ipynb")]
@@ -98,7 +98,10 @@ def test_all_that_is_offered_is_published_or_nothing(run, tmp_path, monkeypatch)
 
 def test_what_is_offered_is_trained_by_its_notebook():
     for notebook, networks in weights.OFFERED.items():
-        source = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))
-        code = "\n".join("".join(cell["source"]) for cell in source["cells"])
-        for epochs in networks.values():
-            assert f"{epochs} = " in code
+        parameters = provenance.notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+        found = weights.beside(ROOT / "results" / "desk" / f"{notebook}.ipynb")
+        assert found.keys() == networks.keys()
+        run = records.read_record(ROOT / "results" / "desk" / f"{notebook}.json")["results"]["parameters"]
+        for name, epochs in networks.items():
+            assert epochs in parameters
+            assert training.read(found[name])[1]["made_of"]["recipe"]["epochs"] == run[epochs]

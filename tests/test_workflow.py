@@ -15,7 +15,9 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+import workflow.build
 from workflow import claim_pages, profiles, readme, site
+from xai_lib import records
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -284,6 +286,22 @@ def test_a_page_that_names_a_claim_without_record_stops_the_build(built):
     assert status != 0
     assert "[book] FAILED" in said
     assert "xcnn_one" in said
+
+
+def test_a_published_run_is_not_made_again(project):
+    status, said = build(project, "--notebook", "one", profile="published")
+    assert status == 2
+    assert said.strip().endswith("PROFILE must be smoke, quick, desk or paper to run a notebook; got published")
+
+
+@pytest.mark.parametrize(("given", "found"), [("mine", "{here}/mine"), ("~/mine", "{home}/mine"), ("/a/b", "/a/b")])
+def test_xai_data_means_one_folder_for_every_command(monkeypatch, tmp_path, given, found):
+    """Notebooks run in a folder of their own, where a relative path would lead elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(records, "project", lambda: ROOT)
+    monkeypatch.setenv("XAI_DATA", given)
+    assert workflow.build.main(["--profile", "unknown"]) == 2
+    assert os.environ["XAI_DATA"] == found.format(here=tmp_path.resolve(), home=Path.home())
 
 
 def test_launch_buttons_are_there_where_a_repository_is_named(built, monkeypatch, tmp_path):

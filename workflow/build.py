@@ -7,13 +7,15 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from snakemake.cli import main as snakemake
 
 from workflow import profiles
 from xai_lib import ledger, records
 
-CORES = min(os.cpu_count() or 1, 8)  # two for each notebook; more than four at once would fill a laptop's memory
+MINE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = min(MINE, 8)  # two for each notebook; more than four at once would fill a laptop's memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,10 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--notebook")
     parser.add_argument("--seeds")
     options = parser.parse_args(arguments)
+    if where := os.environ.get("XAI_DATA"):  # notebooks run in a folder of their own
+        os.environ["XAI_DATA"] = str(Path(where).expanduser().resolve())
     os.chdir(records.project())
     published = options.profile == "published"
     try:
         ledger.read_claims()
+        if published and options.notebook:
+            raise ValueError("PROFILE must be smoke, quick, desk or paper to run a notebook; got published")
         if not published:
             profiles.read(options.profile, options.notebook, options.seeds)
     except (ValueError, OSError) as error:
@@ -53,6 +59,8 @@ def _snakemake(target: str, settings: dict[str, str]) -> int:
     words += ["--nolock", "--rerun-triggers", "params", "mtime"]
     # quoted, so that seeds such as 0,1 stay text
     words += ["--config", *(f'{name}="{value}"' for name, value in settings.items())]
+    if not os.access(Path.home(), os.W_OK):  # snakemake keeps what it reads there
+        os.environ.setdefault("XDG_CACHE_HOME", str(Path("build", ".cache").resolve()))
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     try:
         snakemake(words)

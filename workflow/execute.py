@@ -7,6 +7,7 @@ beside its log under ``build/<profile>/logs``.
 import base64
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -89,7 +90,8 @@ def execute(name: str, profile: str, parameters: dict, minutes: float) -> int:
     try:
         # sockets are files of this user, where TCP ports are open to all; in a folder of their own, since kernels that
         # start at the same moment may choose the same names
-        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        short = "/tmp" if os.access("/tmp", os.W_OK) else None  # the name of a socket has 107 characters at most
+        with tempfile.TemporaryDirectory(prefix="kernel-", dir=short) as sockets:
             papermill.execute_notebook(
                 Path("notebooks") / f"{name}.ipynb",
                 working,

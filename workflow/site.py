@@ -4,6 +4,7 @@ The pages of ``book/`` are copied, what the runs found is laid beside them (figu
 tables, numbers for the prose), and jupyter-book renders all of it. Nothing is computed here.
 """
 
+import ast
 import base64
 import json
 import os
@@ -17,11 +18,11 @@ from pathlib import Path
 
 import yaml
 
-from workflow import claim_pages, downloads, weights, widgets
+from workflow import claim_pages, downloads, widgets
 from workflow.execute import duration
 from xai_lib import figures, ledger, provenance, records
 from xai_lib.verdicts import by_part, summarize
-from xai_lib.widgets import base, explorer
+from xai_lib.widgets import base
 
 BOOK, RESULTS = Path("book"), Path("results")
 # what lies in extra/ is copied to the site's root
@@ -30,15 +31,13 @@ WIDGETS, DOWNLOADS = Path("extra") / "widgets", Path("extra") / downloads.FOLDER
 
 def state() -> str:
     """Return a hash of all that the book is made of, the runs of this machine left out."""
-    files = [path for top in (BOOK, RESULTS) for path in sorted(top.rglob("*")) if path.is_file()]
+    files = [path for top in (BOOK, RESULTS) for path in top.rglob("*") if path.is_file()]
     files += [path for path in base.FOLDER.iterdir() if path.suffix in (".js", ".css")]
-    files += [
-        Path("claims.yml"),
-        Path(__file__),
-        *(Path(one.__file__) for one in (claim_pages, downloads, explorer, weights, widgets)),
-        *(Path("xai_lib") / f"{one}.py" for one in provenance.PRESENTATION),
-    ]
+    files += [*Path("workflow").glob("*.py"), *Path("notebooks").glob("*.ipynb"), Path("claims.yml")]
     parts = [f"{path} {provenance.file_sha256(path)}" for path in files if "__pycache__" not in path.parts]
+    # of the library, what its reference shows and what it does; no comments
+    code = {path: ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in Path("xai_lib").rglob("*.py")}
+    parts += [f"{path} {provenance.digest(text)}" for path, text in code.items()]
     return provenance.digest("\n".join([*sorted(parts), version("jupyter-book"), os.environ.get("REPOSITORY_URL", "")]))
 
 

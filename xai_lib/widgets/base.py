@@ -100,7 +100,7 @@ class Widget(anywidget.AnyWidget):
     Raises
     ------
     ValueError
-        The file exists and holds no JSON object.
+        The file exists and holds no JSON object, or cannot be there.
     """
 
     data = traitlets.Dict().tag(sync=True)
@@ -114,6 +114,8 @@ class Widget(anywidget.AnyWidget):
 
 
 def _read(path: Path) -> dict:
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise ValueError(f"file must be a file in a folder that is there; got {path}")
     if not path.exists():
         return {}
     try:

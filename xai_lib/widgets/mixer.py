@@ -52,6 +52,7 @@ class Mixer(base.Widget):
         windows: Sequence[concepts.Window] = concepts.MNIST_WINDOWS,
     ):
         _check(model, images, names, windows)
+        images = images.cpu()
         shape = model.image_shape[1:]
         shown = {
             "layers": packed(model),

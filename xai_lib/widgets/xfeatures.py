@@ -72,14 +72,17 @@ class XFeatures(base.Widget):
     ) -> None:
         categories = [int(one) for one in categories]
         _check(images, labels, classes, categories, logits, activations, weights, maps)
+        images, labels, logits, activations, weights, maps = (
+            one.detach().cpu() for one in (images, labels, logits, activations, weights, maps)
+        )
         rivals = torch.stack([logits.index_fill(1, torch.tensor([one]), -torch.inf) for one in categories]).max(2)
         peaks = _smaller(maps.clamp(min=0).flatten(0, 1), side)
         peaks = peaks / peaks.amax((2, 3), keepdim=True).clamp(min=torch.finfo(peaks.dtype).tiny)
         data = {
             "images": base.pack(_smaller(images.float(), thumbnail).round(), "uint8"),
             "maps": base.pack((255 * peaks).round().unflatten(0, maps.shape[:2]), "uint8"),
-            "activations": base.pack(activations.detach(), "float32"),
-            "weights": base.pack(weights.detach(), "float32"),
+            "activations": base.pack(activations, "float32"),
+            "weights": base.pack(weights, "float32"),
             "logits": base.pack(logits[:, categories].T, "float32"),
             "rivals": base.pack(rivals.values, "float32"),
             "rival_of": rivals.indices.tolist(),
