@@ -420,7 +420,7 @@ def test_two_on_a_page_do_not_disturb_each_other(opened, tmp_path):
     place = re.search(r'<div class="xai-widget".*?</div>', text)[0]
     file.write_text(text.replace(place, place + place), encoding="utf-8")
     page = opened(viewport={"width": 1000, "height": 1600})
-    page.wait_for_function("document.querySelectorAll('[data-state=running]').length === 2")
+    page.locator("[data-state=running]").nth(1).wait_for()
     before = page.locator(".xw-said").all_inner_texts()
     page.get_by_role("button", name="Clear").last.click()
     assert page.locator(".xw-said").first.inner_text() == before[0]

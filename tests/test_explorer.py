@@ -205,8 +205,8 @@ def test_the_address_may_change_or_say_nonsense(opened):
     page = opened(fragment="#paper=%3Cscript%3E&verdict=__proto__,partly&sort=-toString&notebook=x%ZZ")
     assert shown(page) == "b"
     page.evaluate("location.hash = '#verdict=inconclusive'")
-    page.wait_for_function("document.querySelector('.xw-said').textContent === '1 of 4 claims'")
-    page.wait_for_function("!document.querySelector('[data-claim=d]').hidden")
+    page.get_by_text("1 of 4 claims", exact=True).wait_for()
+    page.locator("[data-claim=d]").wait_for()
     page.evaluate("location.hash = '#a-heading'")
     page.wait_for_timeout(100)
     assert shown(page) == "d", "a heading's address is none of ours"

@@ -178,10 +178,12 @@ def choice(page, label):
 
 def upload(page, folder, **files):
     """Import files, each name=content; return what the page says, a line for each."""
+    from playwright.sync_api import expect
+
     for name, content in files.items():
         (folder / name).write_bytes(content)
     page.get_by_label("Import votes").set_input_files([folder / name for name in files])
-    page.wait_for_function("document.querySelector('input[type=file]').files.length === 0")
+    expect(page.locator("input[type=file]")).to_have_js_property("value", "")
     return page.locator('[aria-label="Votes"] > [aria-live]').inner_text().splitlines()
 
 

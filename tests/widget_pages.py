@@ -34,7 +34,7 @@ def write_page(widget, folder, inside="<p>static picture</p>"):
     (folder / "index.html").write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>widget</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"></head>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,"></head>'
         f'<body><main><h1>Widget</h1>{place}</main><script src="widgets/host.js"></script></body></html>',
         encoding="utf-8",
     )

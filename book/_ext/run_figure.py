@@ -14,7 +14,9 @@ from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-POLICY = "default-src 'self' file: data: blob: 'unsafe-inline' 'unsafe-eval'"
+POLICY = (
+    "default-src 'self' file: data: blob: 'unsafe-inline'; base-uri 'none'; object-src 'none'; form-action 'self' file:"
+)
 LATE = "loaded-when-seen"  # class of figures behind a tab
 LABELS = {"published": "Published run", "own": "Your run"}
 
