@@ -8,7 +8,7 @@ import yaml
 
 from xai_lib import data, ledger, provenance
 
-NOTEBOOKS = Path("notebooks")
+NOTEBOOKS, WIDGETS = Path("notebooks"), Path("xai_lib") / "widgets"
 
 
 def read(profile: str, only: str | None = None, seeds: str | None = None) -> dict[str, dict]:
@@ -52,8 +52,12 @@ def state(name: str, entry: Mapping) -> dict:
     """Return what decides whether a notebook must run again: its code, its slice of the profile, its data."""
     sets = [value.removeprefix("auto:") for value in entry["parameters"].values() if isinstance(value, str)]
     files = [data.root() / file for one in sets for file in data.REAL_FILES.get(one, {})]
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    code = provenance.code_hashes(notebook, presentation=True)
+    if "xai_lib.widgets" in provenance.notebook_code(notebook):  # run records leave them out: they mostly show
+        code |= {str(path): provenance.digest(provenance.source_code(path)) for path in sorted(WIDGETS.glob("*.py"))}
     return {
-        "code": provenance.code_hashes(NOTEBOOKS / f"{name}.ipynb", presentation=True),
+        "code": code,
         "parameters": entry["parameters"],
         "data": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()],
     }

@@ -34,7 +34,7 @@ class Recipe:
     Attributes
     ----------
     epochs : int, passes over the training images
-    batch_size : int, images a step; the last batch may be smaller
+    batch_size : int, images a step; the last batch may be smaller (where it is one image, BatchNorm may refuse it)
     learning_rate, betas, weight_decay : Adam's settings
     drop_at, drop_by : the learning rate is multiplied by `drop_by` after the share `drop_at` of the epochs
     precision : ``float32`` or ``bfloat16`` (autocast; parameters and sums stay in float32)
@@ -112,7 +112,9 @@ def fit(
         Fixes initial weights, order of samples, augmentation and dropout.
     name, folder : str, Path
         The model is kept as ``<folder>/<name>-<key>.safetensors``. The key is the hash of model, loss, preparation and
-        training code, initial weights, recipe, data, seed, torch version, device and number of threads.
+        training code, initial weights, recipe, data, seed, torch version, device and number of threads. Of a function
+        outside this package its own text counts and what it encloses, not the globals that it reads: hand settings over
+        with ``functools.partial``, so that another setting is another training.
     prepare : callable, optional
         Applied to the first tensor of each batch on the device: normalisation and augmentation.
 
