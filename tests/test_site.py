@@ -11,19 +11,12 @@ pytestmark = needs_browser
 OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true })"
 GRAVE = ("serious", "critical")
 ALL = {"resultTypes": ["violations"], "preload": False}  # it would ask for style sheets by wrong addresses
-COLOURS, SCROLLED = ({**ALL, "runOnly": [rule]} for rule in ("color-contrast", "scrollable-region-focusable"))
-NO_COLOURS = {**ALL, "rules": {"color-contrast": {"enabled": False}}}
-SETTINGS = (
-    ("light", 1200, (NO_COLOURS, COLOURS)),
-    ("dark", 1200, (COLOURS,)),
-    ("dark", 400, ()),
-    ("light", 400, (SCROLLED,)),
-)
+SEEN = {**ALL, "runOnly": ["color-contrast", "scrollable-region-focusable"]}  # what a style alone can break
+SETTINGS = (("light", 1200, ALL), ("dark", 1200, SEEN), ("light", 400, SEEN), ("dark", 400, SEEN))
 SETTLE = 350  # ms; the theme waits 300 before it looks which boxes have to be scrolled
 STILL = "*, ::before, ::after { transition: none !important }"  # else colours fade, and none is what it will be
-# Contrast takes axe most of its time. Rows of a table repeat the colours of the first four; executed notebooks and the
-# reference are long, and coloured as the chapters are: there axe looks at light colours alone, and not at code.
-ROWS, CODE = ["tbody tr:nth-child(n+5)"], [".highlight"]
+# Executed notebooks and the reference are long, and coloured as the chapters are: axe looks once, and not at code.
+NO_CODE = {"exclude": [[".highlight"]]}
 LONG = ("/runs/", "/api/")
 
 
@@ -54,11 +47,12 @@ def heavy(page):
 
 def barriers(page, options):
     """Ask axe-core what stands in somebody's way: what it calls serious or critical."""
-    if options is SCROLLED:
+    long = any(one in page.url for one in LONG)
+    if long and options is not ALL:
+        return []
+    if options is not ALL:
         page.wait_for_timeout(SETTLE)
-    left_out = [CODE] * any(one in page.url for one in LONG) + [ROWS] * (options is COLOURS)
-    context = {"exclude": left_out} if left_out else None
-    found = Axe().run(page, context=context, options=options).response["violations"]
+    found = Axe().run(page, context=NO_CODE if long else None, options=options).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:150]}" for rule in found if rule["impact"] in GRAVE for node in rule["nodes"]
     ]
@@ -69,8 +63,7 @@ def flaws(page):
     said = heavy(page) + unfilled(page)
     page.evaluate(OPEN)
     page.add_style_tag(content=STILL)
-    long = any(one in page.url for one in LONG)
-    for scheme, width, asked in SETTINGS:
+    for scheme, width, options in SETTINGS:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 900})
         for _ in range(40):  # the theme hears of it after a moment
@@ -78,9 +71,7 @@ def flaws(page):
                 break
             page.wait_for_timeout(50)
         found = [f"{shown} is shown, not {scheme}"] * (shown not in (scheme, None)) + wide(page)
-        for options in asked if scheme == "light" and width == 1200 or not long else ():
-            found += barriers(page, options)
-        said += [f"{scheme}, {width} px: {one}" for one in found]
+        said += [f"{scheme}, {width} px: {one}" for one in found + barriers(page, options)]
     return said
 
 
@@ -88,11 +79,8 @@ def test_every_page_over_http(browser, address, pages):
     assert visit(browser, address, pages, flaws, viewport={"width": 1200, "height": 900}) == {}
 
 
-def test_pages_from_a_file(browser, site, pages):
-    """All but those long ones that are made as the first of their kind is."""
-    first = [next(one for one in pages if kind in f"/{one}") for kind in LONG]
-    chapters = [one for one in pages if not any(kind in f"/{one}" for kind in LONG)]
-    assert visit(browser, site.as_uri(), [*chapters, *first], wide) == {}
+def test_every_page_from_a_file(browser, site, pages):
+    assert visit(browser, site.as_uri(), pages, wide) == {}
 
 
 def test_barriers_are_found(browser):
@@ -102,6 +90,7 @@ def test_barriers_are_found(browser):
         "<style>@media (prefers-color-scheme: dark) { p { color: #bbb; background: #fff } }</style><p>faint</p>"
         "<style>@media (max-width: 500px) { pre { width: 300px; overflow: auto } }</style>"
         f"<pre>{'a long line of code ' * 4}</pre>"
+        "<style>@media (max-width: 500px) { b { color: #bbb } }</style><b>faint on a phone</b>"
         '<details><summary>more</summary><input type="text"></details></main>'
     )
     found = {tuple(one.split(": ")[:2]) for one in flaws(page)}
@@ -111,7 +100,10 @@ def test_barriers_are_found(browser):
         ("light, 1200 px", "button-name"),
         ("light, 1200 px", "label"),
         ("dark, 1200 px", "color-contrast"),
+        ("light, 400 px", "color-contrast"),
+        ("dark, 400 px", "color-contrast"),
         ("light, 400 px", "scrollable-region-focusable"),
+        ("dark, 400 px", "scrollable-region-focusable"),
     }
 
 
