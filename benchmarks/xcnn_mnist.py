@@ -4,18 +4,24 @@ a. The authors' published recipe as a plain script: torchvision's data set and D
    training set in batches of 128 and of the test set one image at a time, in training mode and with gradients.
    BatchNorm then uses each batch's (here: each image's) own statistics: another accuracy than that of b and c.
 b. The same training; accuracy in eval mode, without gradients, 1,000 images at a time.
-c. This project: `training.fit` (its hashing of the data and writing of the model included) and `training.predict`, in
-   bfloat16, accuracy in eval mode.
+c. This project: the same network with `fast.Generator`, by `training.fit` (its hashing of the data and writing of the
+   model included) and `training.predict`, in bfloat16, accuracy in eval mode.
 
-All run on the CPU with one number of threads, DataLoaders in the main process (torch's default). Reading the files is
-not timed; each way first sees a few images untimed. The order is a b c, then c b a, and so on; each run has a seed of
-its own. Accuracies agree within seed noise where the means differ by at most two standard errors of the difference; two
-repetitions estimate that error roughly, five or more well. On an idle machine: `python benchmarks/xcnn_mnist.py`.
+Each run has a process and a seed of its own, on the CPU, with one number of threads, DataLoaders in the main process
+(torch's default). a and b run as a script does that somebody starts by hand; c with the settings of memory and threads
+that the Makefile makes; `--settings all` gives them to all three. Reading the files is not timed, and each run first
+sees a few images untimed. The order is a b c, then c b a, and so on. Accuracies agree within seed noise where the means
+differ by at most two standard errors of the difference; two repetitions estimate that error roughly, five or more well.
+
+On an idle machine: `make benchmark NAME=xcnn_mnist`.
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,10 +34,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from xai_lib import data, losses, metrics, training, xcnn
+from xai_lib import data, fast, losses, metrics, training, xcnn
 
 MEAN, STD = 0.1307, 0.3081
 WARM_UP = 256  # images of each set that every variant sees before the timing
+SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GOMP_SPINCOUNT")  # exported by the Makefile
 
 
 class Sets(NamedTuple):
@@ -112,6 +119,11 @@ def run_plain(sets: Sets, seed: int, *, careful: bool) -> Run:
     return timed(lambda: plain_train(sets.plain[0], seed), measure)
 
 
+def our_network() -> xcnn.XCNN:
+    """Return the paper's MNIST network, its generator computed the fast way."""
+    return xcnn.XCNN(fast.Generator(1, 32), xcnn.small_cnn())
+
+
 def run_ours(sets: Sets, seed: int) -> Run:
     """Time variant c: `training.fit` into a fresh folder, then `training.predict`, both in bfloat16."""
     prepare, half = data.Normalize(MEAN, STD), "bfloat16"
@@ -124,7 +136,7 @@ def run_ours(sets: Sets, seed: int) -> Run:
 
     with tempfile.TemporaryDirectory() as folder:
         options = {"seed": seed, "name": "xcnn", "folder": Path(folder), "prepare": prepare}
-        given = (xcnn.xcnn_mnist, losses.cross_entropy, tensors, recipe)
+        given = (our_network, losses.cross_entropy, tensors, recipe)
         return timed(lambda: training.fit(*given, **options).model, measure)
 
 
@@ -165,28 +177,49 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch; default %(default)s")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each variant; default %(default)s")
     parser.add_argument("--limit", type=int, metavar="N", default=60_000, help="first N training, N/6 test images")
+    parser.add_argument("--settings", choices=("ours", "all"), default="ours", help="who gets those of the Makefile")
+    parser.add_argument("--only", choices=tuple(VARIANTS), help=argparse.SUPPRESS)  # one run, in a process of its own
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.threads < 1 or args.repeats < 1 or args.limit < 6:
         parser.error("--threads and --repeats must be at least 1, --limit at least 6")
     return args
 
 
+def run_here(args: argparse.Namespace) -> None:
+    """Do the one run that is asked for, and print it as JSON."""
+    torch.set_num_threads(args.threads)
+    sets = load_sets().first(args.limit, args.limit // 6)
+    variant = VARIANTS[args.only][1]
+    variant(sets.first(WARM_UP, WARM_UP), 0)
+    print(json.dumps(variant(sets, args.seed)._asdict()))
+
+
+def run_apart(args: argparse.Namespace, key: str, seed: int) -> Run:
+    """Do one run in a process of its own, and return it."""
+    plain = key != "c" and args.settings == "ours"
+    environment = {name: value for name, value in os.environ.items() if not (plain and name in SETTINGS)}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "XAI_DATA": str(args.data)}  # `fit` would take a GPU, the script not
+    command = [sys.executable, __file__, "--only", key, "--seed", str(seed), "--data", str(args.data)]
+    command += ["--threads", str(args.threads), "--limit", str(args.limit)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Run(**json.loads(done.stdout))
+
+
 def main() -> None:
     """Run the comparison and print it."""
     args = arguments()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `training.fit` would take a GPU, the plain script would not
-    os.environ["XAI_DATA"] = str(args.data)
-    torch.set_num_threads(args.threads)
-    sets = load_sets().first(args.limit, args.limit // 6)
-    sizes = "{:,} training and {:,} test images".format(*map(len, sets.ours))
-    print(f"{sizes}; torch {torch.__version__}, {training.device()}, {torch.get_num_threads()} threads", flush=True)
-    for _, variant in VARIANTS.values():
-        variant(sets.first(WARM_UP, WARM_UP), 0)
+    if args.only:
+        run_here(args)
+        return
+    missing = [name for name in SETTINGS if name not in os.environ]
+    print(f"first {args.limit:,} training images; torch {torch.__version__}, CPU, {args.threads} threads", flush=True)
+    print(f"settings of the Makefile for {args.settings}; not set: {', '.join(missing) or 'none'}", flush=True)
     runs: dict[str, list[Run]] = {key: [] for key in VARIANTS}
     for repeat in range(args.repeats):
         for key in sorted(VARIANTS, reverse=repeat % 2 == 1):
             seed = repeat * len(VARIANTS) + list(VARIANTS).index(key)
-            run = VARIANTS[key][1](sets, seed)
+            run = run_apart(args, key, seed)
             runs[key].append(run)
             shares = "accuracy {:.2f} % (training set), {:.2f} % (test set)".format(*run.accuracies)
             print(f"{repeat + 1} of {args.repeats}, {key}, seed {seed}: {run.total:.2f} s, {shares}", flush=True)

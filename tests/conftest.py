@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of the CPU; those of a GPU run where it is set to one
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that wait actively cost seconds
 
 import pytest
 import torch
@@ -22,11 +21,17 @@ if str(ROOT) not in sys.path:
 assert "xai_lib" not in sys.modules, "the hook must be there before xai_lib is imported"
 HOOK = install_import_hook("xai_lib", "beartype.beartype")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # toys wait for a second thread longer than it helps, and workers share the processor
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "mnist: needs the real MNIST files under $XAI_DATA")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker is left alone with one of them at the end."""
+    first = ("test_site", "test_workflow", "test_resume")
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
 
 
 def pytest_runtest_setup(item):

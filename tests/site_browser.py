@@ -3,6 +3,7 @@
 ``SITE`` names a site that is there already; else the published runs are rendered.
 """
 
+import fcntl
 import functools
 import http.server
 import os
@@ -26,13 +27,15 @@ def site():
     """The folder of the site: `SITE`, or one built now from the published runs."""
     if named := os.environ.get("SITE"):
         return Path(named).resolve()
-    done = subprocess.run(
-        [sys.executable, "-m", "workflow.build", "--profile", "published"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with open(__file__) as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)  # one worker builds, the others wait and find it done
+        done = subprocess.run(
+            [sys.executable, "-m", "workflow.build", "--profile", "published"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / "build" / "published" / "site"
 

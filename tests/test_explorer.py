@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import re
 from pathlib import Path
 
@@ -346,15 +345,7 @@ def test_a_ledger_ten_times_as_long_is_still_fast(browser, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# On the built site, where there is one
-
-
-@pytest.fixture
-def site():
-    folder = Path(os.environ.get("SITE", ROOT / "build" / "published" / "site")).resolve()
-    if not (folder / "widgets" / "results.js").exists():
-        pytest.skip("no site with the explorer has been built")
-    return folder
+# On the built site
 
 
 def test_every_link_on_the_site_leads_somewhere(site):
