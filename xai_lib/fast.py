@@ -3,7 +3,7 @@ r"""XCNN's generator, computed sooner: the same parameters and the same maps up 
 After its encoder the paper's generator enlarges all of its feature maps and convolves them into one (`xcnn.Generator`).
 Both steps are linear, and enlarging treats each map alone. So the sum over feature maps can come first, while they are
 small: nine maps, one for each weight of the 3x3 kernel, are enlarged in the place of 32 or 128. With :math:`z_f` a
-feature map after pooling, :math:`A` and :math:`B` the matrices that enlarge columns and rows, and :math:`S_r` that
+feature map after pooling, :math:`A` and :math:`B` the matrices that enlarge height and width, and :math:`S_r` that
 which shifts by :math:`r` pixels and fills up with zeros, the map before tanh is
 
 .. math:: \sum_{r, s} S_r A \Bigl( \sum_f w_{f r s} z_f \Bigr) (S_s B)^\top + b .
@@ -22,7 +22,7 @@ from xai_lib import xcnn
 class Generator(xcnn.Generator):
     """`xcnn.Generator` with upsampling and last convolution exchanged; weights of the one can be loaded by the other.
 
-    It saves a third to a half of the generator's time on a CPU. Rules that go back layer by layer (`layerwise`) want
+    It saves a quarter to a half of the generator's time on a CPU. Rules that go back layer by layer (`layerwise`) want
     the paper's own layers, which only `xcnn.Generator` calls; gradients are those of either.
 
     Parameters
