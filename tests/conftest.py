@@ -76,14 +76,10 @@ def hashed_once():
 
 @pytest.fixture
 def light(monkeypatch, hashed_once):
-    """One thread, as toys wait for a second one longest; and the library, which stays as it is, is hashed once."""
+    """Hash the library, which stays as it is, once."""
     from xai_lib import provenance
 
     monkeypatch.setattr(provenance, "code_hashes", hashed_once)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
