@@ -7,8 +7,8 @@ IN = .venv/bin/
 # Tensors are big and short-lived: keep their memory instead of asking the kernel for it anew at every step (glibc).
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 2147483648
-# Threads wait for each other actively for microseconds, then give way to others (OpenMP): without the first a training
-# takes a quarter longer, without the second a busy machine comes to a crawl.
+# Threads wait for each other actively for microseconds, then give way to others (OpenMP): without any such wait a
+# training takes a quarter longer, with one ten times as long two trainings at once take twice the time.
 export GOMP_SPINCOUNT ?= 1000
 # One GPU is used; the others need not be woken.
 export CUDA_VISIBLE_DEVICES ?= 0

@@ -8,10 +8,11 @@ c. This project: the same network with `fast.Generator`, by `training.fit` (its 
    model included) and `training.predict`, in bfloat16, accuracy in eval mode.
 
 Each run has a process and a seed of its own, on the CPU, with one number of threads, DataLoaders in the main process
-(torch's default). a and b run as a script does that somebody starts by hand; c with the settings of memory and threads
-that the Makefile makes; `--settings all` gives them to all three. Reading the files is not timed, and each run first
-sees a few images untimed. The order is a b c, then c b a, and so on. Accuracies agree within seed noise where the means
-differ by at most two standard errors of the difference; two repetitions estimate that error roughly, five or more well.
+(torch's default). All three get the settings of memory and threads that the Makefile makes; with `--settings ours` only
+c has them, and a and b run as a script does that somebody starts by hand. Reading the files is not timed, and each run
+first sees a few images untimed. The order is a b c, then c b a, and so on. Accuracies agree within seed noise where the
+means differ by at most two standard errors of the difference; two repetitions estimate that error roughly, five or more
+well.
 
 On an idle machine: `make benchmark NAME=xcnn_mnist`.
 """
@@ -177,7 +178,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of torch; default %(default)s")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each variant; default %(default)s")
     parser.add_argument("--limit", type=int, metavar="N", default=60_000, help="first N training, N/6 test images")
-    parser.add_argument("--settings", choices=("ours", "all"), default="ours", help="who gets those of the Makefile")
+    parser.add_argument("--settings", choices=("all", "ours"), default="all", help="who gets those of the Makefile")
     parser.add_argument("--only", choices=tuple(VARIANTS), help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -52,8 +52,6 @@ def other(classes=10):
 
 def taught():
     """XCNN after a few passes over real digits: sure of its answers, which an untrained one is not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     model, train = xcnn.xcnn_mnist(), data.load("digits", "train", limit=500)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -62,7 +60,6 @@ def taught():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    torch.set_num_threads(threads)
     return model.eval()
 
 
