@@ -13,13 +13,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of the CPU; those
 import pytest
 import torch
 from jaxtyping import install_import_hook
-from site_browser import address, browser, pages, site  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 assert "xai_lib" not in sys.modules, "the hook must be there before xai_lib is imported"
 HOOK = install_import_hook("xai_lib", "beartype.beartype")
+
+from site_browser import address, browser, pages, site  # noqa: F401
 
 torch.set_num_threads(1)  # toys wait for a second thread longer than it helps, and workers share the processor
 

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import http.server
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from workflow import pdf
+
 ROOT = Path(__file__).resolve().parent.parent
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
+BROWSER = pdf.browser()
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no chromium on this machine")
 
 

@@ -203,7 +203,7 @@ def test_cells_of_one_table_row_have_one_unit_and_one_tolerance():
     assert all("table 2" in BY_ID[one]["where"] for one in LEVELS if one.startswith("srae-table-2"))
 
 
-# What issue 2, core 5 names, with words of `where` under which each must stand.
+# Claims that a reader of the papers looks for first, with words of `where` under which each must stand.
 NAMED = {
     "XCNN: MNIST parity": ("3.1", "xcnn-mnist-parity"),
     "XCNN: drop on CIFAR-10": ("3.4", "xcnn-cifar10-drop-train", "xcnn-cifar10-drop-validation"),
@@ -248,7 +248,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_every_claim_that_the_issue_names_has_a_row(name):
+def test_every_well_known_claim_has_a_row(name):
     where, *ids = NAMED[name]
     assert [one for one in ids if one not in BY_ID] == []
     assert [one for one in ids if where not in BY_ID[one]["where"]] == []

@@ -307,6 +307,14 @@ def test_values_that_the_table_cannot_read_are_refused_or_say_so(top, plain, val
         assert reason
 
 
+@pytest.mark.parametrize("lost", ["profile", "seeds"])
+def test_a_record_without_a_parameter_of_the_notebook_is_refused(top, lost):
+    """Such a record could not be compared with another, nor run again."""
+    parameters = {name: value for name, value in PARAMETERS.items() if name != lost}
+    with pytest.raises(ValueError, match=f"parameters .*toy.ipynb.*'{lost}'"):
+        ledger.record("toy", parameters=parameters, sets=[images()], values=VALUES, measures=MEASURES)
+
+
 def test_a_failing_write_leaves_the_old_record_whole(top):
     path = keep()
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)

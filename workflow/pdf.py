@@ -120,6 +120,11 @@ def _target(name: str, link: str, names: Sequence[str]) -> str:
     return f"#{_place(page, unquote(parts.fragment))}" if page in names else ""
 
 
+def browser() -> str:
+    """Return the path of this machine's Chromium, empty where there is none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+
+
 def print_page(page: Path, target: Path) -> None:
     """Print a page as PDF on A4, its formulas set, with an outline and page numbers.
 
@@ -128,13 +133,12 @@ def print_page(page: Path, target: Path) -> None:
     FileNotFoundError
         There is no Chromium on this machine.
     """
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-    if not browser:
+    if not (path := browser()):
         raise FileNotFoundError("no chromium on this machine: install it, then run this again")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         opened = chromium.new_page(color_scheme="light")
         opened.goto(page.resolve().as_uri(), wait_until="load")
         opened.evaluate("window.MathJax && MathJax.startup && MathJax.startup.promise.then(() => null)")

@@ -6,6 +6,7 @@ tables, numbers for the prose), and jupyter-book renders all of it. Nothing is c
 
 import ast
 import base64
+import functools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from workflow import claim_pages, downloads, widgets
+from workflow import claim_pages, downloads, profiles, widgets
 from workflow.execute import duration
 from xai_lib import figures, ledger, provenance, records
 from xai_lib.verdicts import by_part, summarize
@@ -180,13 +181,14 @@ def _run_numbers(record: Mapping) -> dict:
 
 
 def _made(published: Mapping[str, Path]) -> str:
-    """Return a table of the published runs: profile, time, memory, device, versions."""
-    lines = []
+    """Return a table of the published runs: profile, time and what the profile expects, memory, device, versions."""
+    lines, read = [], functools.cache(profiles.read)
     for name, path in published.items():
         one = _run_numbers(records.read_record(path.with_suffix(".json")))
-        link = f"[{name}](/runs/published/{name}/{name}.ipynb)"
-        lines.append([link, one["profile"], one["time"], one["memory"], one["device"], one["versions"]])
-    header = ["notebook", "profile", "time", "memory", "device", "versions"]
+        link, plan = f"[{name}](/runs/published/{name}/{name}.ipynb)", read(one["profile"])
+        expected = f"about {duration(60 * plan[name]['minutes'])}" if name in plan else ""
+        lines.append([link, one["profile"], one["time"], expected, one["memory"], one["device"], one["versions"]])
+    header = ["notebook", "profile", "time", "from nothing", "memory", "device", "versions"]
     return str(figures.Table(header, lines)) if lines else "No run has been published yet."
 
 

@@ -106,8 +106,12 @@ def record(
     Raises
     ------
     ValueError
-        A value belongs to no claim, or is no finite number.
+        A value belongs to no claim, or is no finite number; `parameters` lacks one of the parameters cell.
     """
+    source = project() / "notebooks" / f"{notebook}.ipynb"
+    names = provenance.notebook_parameters(source).keys() | {"profile"}
+    if missing := sorted(names - parameters.keys()):
+        raise ValueError(f"parameters must hold those of {source.name} (hand globals() over); got no {missing[0]!r}")
     claims = read_claims()
     for one, value in values.items():
         if one not in claims:
@@ -115,9 +119,8 @@ def record(
         _check_shape(f"values[{one!r}]", value, claims[one]["rule"]["kind"] not in ("figure", "none"))
         _check_finite(f"values[{one!r}]", value)
     _check_finite("measures", measures)
-    source = project() / "notebooks" / f"{notebook}.ipynb"
     new_rules = edited_since_start(project() / "claims.yml")
-    named = {name: parameters[name] for name in provenance.notebook_parameters(source)}
+    named = {name: parameters[name] for name in names}
     profile = named.pop("profile")
     results = {
         "notebook": notebook,
