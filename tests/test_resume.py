@@ -1,5 +1,6 @@
 """An experiment that is killed again and again ends with the same results, bit for bit."""
 
+import contextlib
 import json
 import os
 import random
@@ -45,6 +46,21 @@ def start(command, top):
     return running, time.monotonic()
 
 
+def wait_for_a_checkpoint(running, top):
+    """Wait until training has written another checkpoint, or the run has ended."""
+
+    def there():
+        found = set()
+        for path in (top / "build").rglob("*.checkpoint"):
+            with contextlib.suppress(FileNotFoundError):  # replaced in this moment
+                found.add((path.name, path.stat().st_ino))
+        return found
+
+    before = there()
+    while running.poll() is None and there() <= before:
+        time.sleep(0.01)
+
+
 def results(top):
     return json.loads((top / "build" / "smoke" / "runs" / "xcnn_mnist.json").read_text())["results"]
 
@@ -56,9 +72,13 @@ def test_killed_ten_times_an_experiment_ends_with_the_same_results(tmp_path):
     assert running.returncode == 0, said
     length = time.monotonic() - begun
     command, moments, resumed = experiment(parts), random.Random(0), 0
-    for _ in range(10):
+    for attempt in range(10):
         running, _ = start(command, parts)
-        time.sleep(moments.uniform(0, length / 3))
+        if attempt < 5:  # into training, however fast the machine is by now
+            wait_for_a_checkpoint(running, parts)
+            time.sleep(moments.uniform(0, length / 50))
+        else:  # anywhere
+            time.sleep(moments.uniform(0, length / 3))
         running.kill()
         resumed += running.communicate()[1].count("goes on after epoch")
     running, _ = start(command, parts)

@@ -186,7 +186,7 @@ def _made(published: Mapping[str, Path]) -> str:
     for name, path in published.items():
         one = _run_numbers(records.read_record(path.with_suffix(".json")))
         link, plan = f"[{name}](/runs/published/{name}/{name}.ipynb)", read(one["profile"])
-        expected = f"about {duration(60 * plan[name]['minutes'])}" if name in plan else ""
+        expected = f"about {plan[name]['minutes']:g} min" if name in plan else ""
         lines.append([link, one["profile"], one["time"], expected, one["memory"], one["device"], one["versions"]])
     header = ["notebook", "profile", "time", "from nothing", "memory", "device", "versions"]
     return str(figures.Table(header, lines)) if lines else "No run has been published yet."
